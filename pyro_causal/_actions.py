@@ -1,0 +1,261 @@
+"""What an intervention may set a site to, and how each kind of action becomes a value."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Number
+from typing import Any, TypeAlias, Union, cast
+
+import torch
+from pyro.distributions import Delta, Independent, MaskedDistribution, TorchDistribution
+from pyro.poutine.util import is_validation_enabled
+from pyro.util import ignore_jit_warnings
+from torch import Tensor
+
+from pyro_causal import noise
+
+__all__ = [
+    "Action",
+    "apply_action",
+    "as_delta",
+    "at_site",
+    "check_actions",
+    "coerce",
+    "draws_afresh",
+    "is_hard",
+    "require_sites",
+    "soft",
+    "stochastic",
+]
+
+
+class soft:
+    """A surrogate mechanism that shares the noise of the mechanism it replaces.
+
+    .. math:: x' = f_{d'}(f_d^{-1}(x)), \\qquad d' = \\text{mechanism}(d)
+
+    **Arguments**
+
+    - ``mechanism``: maps the site's own distribution to another with the same batch and event shape.
+
+    **References** Soft (parametric, mechanism) interventions: Eberhardt & Scheines 2007,
+    "Interventions and causal inference".
+
+    **Example**
+
+    >>> import torch, pyro.distributions as dist
+    >>> from pyro_causal import do, soft
+    >>> import pyro
+    >>> def model():
+    ...     return pyro.sample("x", dist.Normal(1.0, 2.0), obs=torch.tensor(3.0))
+    >>> do(model, {"x": soft(lambda d: dist.Normal(d.loc + 10, 3 * d.scale))})().item()
+    17.0
+    """
+
+    def __init__(self, mechanism: Callable[[TorchDistribution], TorchDistribution]) -> None:
+        if not callable(mechanism):
+            raise TypeError(
+                "soft expects a function from the site's distribution to another, "
+                f"got {type(mechanism).__name__}. Write soft(lambda d: ...)."
+            )
+        self.mechanism = mechanism
+
+    def __repr__(self) -> str:
+        return f"soft({getattr(self.mechanism, '__name__', self.mechanism)})"
+
+
+Action: TypeAlias = Union[
+    float,
+    Tensor,
+    TorchDistribution,
+    Callable[[Tensor], Any],
+    soft,
+    Mapping[int, Any],
+]
+
+
+def is_hard(action: Action | None) -> bool:
+    """Whether the action sets the site to given numbers."""
+    return isinstance(action, Number | Tensor)
+
+
+def draws_afresh(action: Action | None) -> bool:
+    """Whether the action's value owes nothing to the natural value of the site."""
+    return is_hard(action) or isinstance(action, torch.distributions.Distribution)
+
+
+def check_actions(actions: object) -> dict[str, Action]:
+    """Return a joint intervention as a dict, or say what is wrong with it."""
+    if not isinstance(actions, Mapping):
+        raise TypeError(
+            "An intervention is a mapping from site names to actions: expected a dict, "
+            f"got {type(actions).__name__}. Write {{'x': 1.0}}."
+        )
+    for name, action in actions.items():
+        if not isinstance(name, str):
+            raise TypeError(
+                f"An intervention names sites: expected a str, got {name!r} "
+                f"({type(name).__name__}). Use the name given to pyro.sample."
+            )
+        _check_action(name, action)
+    return dict(actions)
+
+
+@ignore_jit_warnings()  # type: ignore[untyped-decorator]
+def _check_action(name: str, action: object) -> None:
+    if isinstance(action, Mapping):
+        for index, value in action.items():
+            if not isinstance(index, int):
+                raise TypeError(
+                    f"At site '{name}', a coordinate is an int: got {index!r}. "
+                    "Write {site: {0: value}} to clamp coordinate 0 of a vector site."
+                )
+            _check_action(name, value)
+    elif isinstance(action, torch.distributions.Distribution):
+        if not isinstance(action, TorchDistribution):
+            raise TypeError(
+                f"At site '{name}', expected a distribution from pyro.distributions, "
+                f"got {type(action).__name__} from {type(action).__module__}."
+            )
+    elif is_hard(action):
+        value = torch.as_tensor(action)
+        if value.is_complex() or (value.is_floating_point() and bool(value.isnan().any())):
+            raise ValueError(
+                f"At site '{name}', the action is {'complex' if value.is_complex() else 'NaN'}: "
+                "expected real numbers. Drop the affected rows before asking."
+            )
+    elif not (callable(action) or isinstance(action, soft)):
+        raise TypeError(
+            f"At site '{name}', an action of type {type(action).__name__} means nothing: expected "
+            "a number, a tensor, a distribution, a function of the natural value, soft(...) or "
+            "{coordinate: value}. Wrap arrays and lists in torch.as_tensor."
+        )
+
+
+def apply_action(action: Action, name: str, fn: TorchDistribution, natural: Tensor) -> Tensor:
+    """The value that `action` gives to a site.
+
+    **Shapes** `natural` is the site's own value, batch + event; so is the result.
+
+    **Raises** ``ValueError``, ``TypeError``: the action does not fit the site.
+    """
+    if isinstance(action, soft):
+        try:
+            return noise.predict(action.mechanism(fn), noise.abduct(fn, natural))
+        except TypeError as error:
+            raise at_site(name, error) from error
+    if isinstance(action, Mapping):
+        values = {i: torch.as_tensor(v, dtype=natural.dtype) for i, v in action.items()}
+        try:
+            return noise.intervene(fn, natural, values)
+        except TypeError as error:
+            raise at_site(name, error) from error
+    if isinstance(action, TorchDistribution):
+        drawn: Tensor = stochastic(action, name, fn, natural.shape)()
+        return coerce(drawn, name, natural)
+    if is_hard(action):
+        return coerce(cast("float | Tensor", action), name, natural, support_of=fn)
+    return coerce(cast("Callable[[Tensor], Tensor]", action)(natural), name, natural)
+
+
+def stochastic(
+    action: TorchDistribution, name: str, fn: TorchDistribution, shape: torch.Size
+) -> TorchDistribution:
+    """Expand a stochastic action over the batch of a site whose value has `shape`."""
+    if action.event_shape != fn.event_shape:
+        raise ValueError(
+            f"At site '{name}', the stochastic action has event shape {tuple(action.event_shape)}: "
+            f"expected {tuple(fn.event_shape)}. Use .to_event or .expand on it."
+        )
+    batch = shape[: len(shape) - fn.event_dim]
+    if not _broadcasts(action.batch_shape, batch):
+        raise ValueError(
+            f"At site '{name}', the stochastic action has batch shape {tuple(action.batch_shape)}: "
+            f"expected one that broadcasts to {tuple(batch)}."
+        )
+    return action.expand(batch)
+
+
+def coerce(
+    value: object, name: str, like: Tensor, *, support_of: TorchDistribution | None = None
+) -> Tensor:
+    """Give `value` the shape, the dtype and the device of the site's value `like`.
+
+    **Raises** ``TypeError`` (dtype, kind), ``ValueError`` (shape, device, support).
+    """
+    if not isinstance(value, Number | Tensor):
+        raise TypeError(
+            f"At site '{name}', the action returned {type(value).__name__}: expected a tensor."
+        )
+    if isinstance(value, Tensor):
+        if value.device != like.device:
+            raise ValueError(
+                f"At site '{name}', the action is on {value.device}: expected {like.device}. "
+                f"Move it with .to('{like.device}')."
+            )
+        tensor = value
+    else:
+        tensor = torch.as_tensor(value, device=like.device)
+    if tensor.is_floating_point() and not like.is_floating_point():
+        raise TypeError(
+            f"At site '{name}', the action has dtype {tensor.dtype}: expected {like.dtype}. "
+            "Pass integers to a site of integers."
+        )
+    if not _broadcasts(tensor.shape, like.shape):
+        raise ValueError(
+            f"At site '{name}', the action has shape {tuple(tensor.shape)}: expected a shape that "
+            f"broadcasts to {tuple(like.shape)}. Reshape it to the site's batch and event."
+        )
+    tensor = tensor.to(like.dtype).expand(like.shape)
+    if support_of is not None and is_validation_enabled():
+        _check_support(tensor, name, support_of)
+    return tensor
+
+
+@ignore_jit_warnings()  # type: ignore[untyped-decorator]
+def _check_support(value: Tensor, name: str, fn: TorchDistribution) -> None:
+    if as_delta(fn) is not None:
+        return
+    try:
+        inside = fn.support.check(value)
+    except NotImplementedError:
+        return
+    if not bool(inside.all()):
+        raise ValueError(
+            f"At site '{name}', the action has a value outside the support {fn.support}: "
+            "expected values that the mechanism could produce. Pass a function "
+            "(lambda x: value) to set the site to any value all the same."
+        )
+
+
+def at_site(name: str, error: TypeError) -> TypeError:
+    """The same error, with the site in front."""
+    return TypeError(f"At site '{name}': {error}")
+
+
+def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
+    """Whether a tensor of `shape` broadcasts to `target` without enlarging it."""
+    if len(shape) > len(target):
+        return False
+    return all(a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False))
+
+
+def as_delta(fn: object) -> Delta | None:
+    """The point mass inside `fn`, if it is one: a deterministic site's distribution."""
+    while isinstance(fn, Independent | MaskedDistribution):
+        fn = fn.base_dist
+    return fn if isinstance(fn, Delta) else None
+
+
+def require_sites(names: Iterable[str], seen: Iterable[str], what: str) -> None:
+    """Raise a `ValueError` with the nearest name if any of `names` is not among `seen`."""
+    known = list(seen)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ValueError(
+                f"No site is named '{name}' in the program, but {what} names it: "
+                f"its sites are {', '.join(map(repr, known)) or 'none'}.{hint}"
+            )

@@ -1,0 +1,104 @@
+"""The distribution of a site in the factual world, seen through all worlds at once."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor
+from torch.distributions import Distribution, constraints, kl_divergence, register_kl
+
+__all__ = ["Factual", "narrow", "spans"]
+
+
+def spans(shape: torch.Size, dim: int) -> bool:
+    """Whether a batch of `shape` differs between the worlds at `dim` (negative)."""
+    return len(shape) >= -dim and shape[dim] != 1
+
+
+def narrow(tensor: Tensor, dim: int, event_dim: int = 0) -> Tensor:
+    """Keep world 0 of a tensor, as an axis of size one; a tensor without the axis is left alone."""
+    axis = dim - event_dim
+    return tensor.narrow(axis, 0, 1) if spans(tensor.shape, axis) else tensor
+
+
+class Factual(TorchDistribution):
+    """World 0 of a distribution over worlds: what a trace under ``worlds`` records and scores.
+
+    The batch has size one at each dim of the worlds, so guides, plates and enumeration see the
+    site that they would see without them.
+
+    **Arguments**
+
+    - ``base``: the site's distribution, which may differ between worlds.
+    - ``dims``: the batch dims (negative) of the worlds.
+    - ``recorded``: the value in the trace, interventions included, for which
+    - ``natural``, the value without them, is scored.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self,
+        base: TorchDistribution,
+        dims: tuple[int, ...],
+        *,
+        natural: Tensor | None = None,
+        recorded: Tensor | None = None,
+    ) -> None:
+        self.base = base
+        self.dims = dims
+        self.natural = natural
+        self.recorded = recorded
+        shape = list(base.batch_shape)
+        for dim in dims:
+            shape = [1] * (-dim - len(shape)) + shape
+            shape[dim] = 1
+        super().__init__(torch.Size(shape), base.event_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """As the base."""
+        return bool(self.base.has_rsample)
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        """As the base."""
+        return bool(self.base.has_enumerate_support)
+
+    @property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        """As the base."""
+        return self.base.support
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of world 0. **Shapes** value: over worlds or factual; result: batch."""
+        if value is self.recorded and self.natural is not None:
+            value = self.natural
+        for dim in self.dims:
+            if not spans(self.base.batch_shape, dim):
+                value = narrow(value, dim, self.event_dim)
+        return self._narrow(self.base.log_prob(value))
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """World 0 of a sample of the base."""
+        return self._narrow(self.base.sample(sample_shape), self.event_dim)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """World 0 of a sample of the base, with gradients."""
+        return self._narrow(self.base.rsample(sample_shape), self.event_dim)
+
+    def _narrow(self, tensor: Tensor, event_dim: int = 0) -> Tensor:
+        for dim in self.dims:
+            tensor = narrow(tensor, dim, event_dim)
+        return tensor
+
+
+@register_kl(Distribution, Factual)
+def _kl_factual(p: Distribution, q: Factual) -> Tensor:
+    kl: Tensor = q._narrow(kl_divergence(p, q.base))
+    return kl.reshape(p.batch_shape) if kl.numel() == p.batch_shape.numel() else kl
+
+
+@register_kl(Delta, Factual)
+def _kl_delta_factual(p: Delta, q: Factual) -> Tensor:
+    return -q.log_prob(p.v)
