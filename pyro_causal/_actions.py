@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, Union, cast
 
 import torch
 from pyro.distributions import Delta, Independent, MaskedDistribution, TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.util import is_validation_enabled
 from pyro.util import ignore_jit_warnings
 from torch import Tensor
@@ -37,7 +38,7 @@ class soft:
 
     **Arguments**
 
-    - ``mechanism``: maps the site's own distribution to another with the same batch and event shape.
+    - ``mechanism``: maps the site's own distribution to another of the same shape.
 
     **References** Soft (parametric, mechanism) interventions: Eberhardt & Scheines 2007,
     "Interventions and causal inference".
@@ -113,7 +114,7 @@ def _check_action(name: str, action: object) -> None:
                 )
             _check_action(name, value)
     elif isinstance(action, torch.distributions.Distribution):
-        if not isinstance(action, TorchDistribution):
+        if not isinstance(action, TorchDistributionMixin):
             raise TypeError(
                 f"At site '{name}', expected a distribution from pyro.distributions, "
                 f"got {type(action).__name__} from {type(action).__module__}."
@@ -151,7 +152,7 @@ def apply_action(action: Action, name: str, fn: TorchDistribution, natural: Tens
             return noise.intervene(fn, natural, values)
         except TypeError as error:
             raise at_site(name, error) from error
-    if isinstance(action, TorchDistribution):
+    if isinstance(action, TorchDistributionMixin):
         drawn: Tensor = stochastic(action, name, fn, natural.shape)()
         return coerce(drawn, name, natural)
     if is_hard(action):
@@ -163,12 +164,14 @@ def stochastic(
     action: TorchDistribution, name: str, fn: TorchDistribution, shape: torch.Size
 ) -> TorchDistribution:
     """Expand a stochastic action over the batch of a site whose value has `shape`."""
-    if action.event_shape != fn.event_shape:
+    length = len(shape) - action.event_dim
+    event_dim = action.event_dim if as_delta(fn) is not None else fn.event_dim
+    if action.event_shape != shape[length:] or action.event_dim != event_dim:
         raise ValueError(
             f"At site '{name}', the stochastic action has event shape {tuple(action.event_shape)}: "
             f"expected {tuple(fn.event_shape)}. Use .to_event or .expand on it."
         )
-    batch = shape[: len(shape) - fn.event_dim]
+    batch = shape[:length]
     if not _broadcasts(action.batch_shape, batch):
         raise ValueError(
             f"At site '{name}', the stochastic action has batch shape {tuple(action.batch_shape)}: "

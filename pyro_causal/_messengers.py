@@ -1,9 +1,10 @@
 """The messengers behind the causal handlers.
 
 A sample message meets them in three steps. `_pyro_sample` decides whether the site concerns them
-and replaces mechanisms; `settle` completes the factual value to all worlds; `intervene` sets what
-the program sees. The last two run after every other handler has proposed a value and before
-any has recorded it (see :func:`pyro_causal._pyro.dispatch`).
+(`replace` does away with the mechanism of a target, if that is what the action means);
+`settle` completes the factual value to all worlds; `intervene` sets what the program sees. They
+run after every other handler has proposed a value and before any has recorded it (see
+:func:`pyro_causal._pyro.dispatch`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, TypeVar, cast
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
@@ -57,19 +59,28 @@ class CausalMessenger(Messenger):
         if exc[0] is None:
             require_sites(self.targets, self._seen, "an intervention")
 
+    def replace(self, msg: Message) -> None:
+        """Replace the mechanism of a target, if the action does."""
+
     def settle(self, msg: Message) -> None:
         """Complete the factual value to the natural value in every world."""
-        raise NotImplementedError
 
     def intervene(self, msg: Message) -> None:
-        """Replace the natural value by what the rest of the program sees."""
+        """Replace the natural value of a target by what the rest of the program sees."""
         raise NotImplementedError
+
+
+def _replace(handlers: Sequence[CausalMessenger], msg: Message) -> None:
+    """Replay from a trace of ours, and mechanisms that give way, innermost first."""
+    if "_natural" in msg["infer"]:
+        msg["value"] = msg["infer"]["_natural"]
+    for handler in handlers:
+        if msg["name"] in handler.targets:
+            handler.replace(msg)
 
 
 def _rewrite(handlers: Sequence[CausalMessenger], msg: Message) -> None:
     """Settle, intervene (innermost first, so that the outermost wins), tell the truth about it."""
-    if "_natural" in msg["infer"]:  # replayed from a trace of ours
-        msg["value"] = msg["infer"]["_natural"]
     for handler in handlers:
         handler.settle(msg)
     natural = msg["natural"] = msg["value"]
@@ -120,24 +131,27 @@ class DoMessenger(CausalMessenger):
         action = self.targets.get(name)
         if action is None or site_is_subsample(msg):
             return
-        if draws_afresh(action):
-            natural = fn(*msg["args"], **msg["kwargs"]) if msg["value"] is None else msg["value"]
-            if is_hard(action):
-                value = apply_action(action, name, fn, natural)
-                msg["fn"] = dist.Delta(value, event_dim=fn.event_dim).mask(False)
-                msg["infer"] = {**msg["infer"], "_deterministic": True}
-                msg["value"], msg["is_observed"] = value, True
-            else:
-                msg["fn"] = stochastic(cast(TorchDistribution, action), name, fn, natural.shape)
-                msg["value"], msg["is_observed"], msg["done"] = None, False, False
-        dispatch(self, msg, _rewrite, _factual)
+        if isinstance(action, TorchDistributionMixin):
+            shape = fn.shape() if msg["value"] is None else msg["value"].shape
+            msg["fn"] = stochastic(action, name, fn, shape)
+            msg["value"], msg["is_observed"], msg["done"] = None, False, False
+        elif is_hard(action):
+            msg["is_observed"] = msg["_fixed"] = True
+        dispatch(self, msg, _replace, _rewrite, _factual)
 
-    def settle(self, msg: Message) -> None:
-        """Evidence on the natural value of a replaced mechanism is seen by nobody."""
-        if draws_afresh(self.targets[msg["name"]]) and msg["is_observed"]:
-            delta = as_delta(msg["fn"])
-            msg["value"] = msg["fn"]() if delta is None else delta.v
-            msg["is_observed"] = delta is not None
+    def replace(self, msg: Message) -> None:
+        """Put a new mechanism in the place of the old one, whose value nobody sees from now on."""
+        name, fn, natural = msg["name"], msg["fn"], msg["value"]
+        action = self.targets[name]
+        if isinstance(action, TorchDistributionMixin):
+            if msg["is_observed"]:
+                msg["value"], msg["is_observed"] = fn(), False
+        elif is_hard(action):
+            natural = fn() if natural is None else natural  # for the shape, and the same numbers
+            msg["value"] = apply_action(action, name, fn, natural)
+            msg["fn"] = dist.Delta(msg["value"], event_dim=fn.event_dim).mask(False)
+            msg["infer"] = {**msg["infer"], "_deterministic": True}
+            msg["is_observed"] = True
 
     def intervene(self, msg: Message) -> None:
         """A replaced mechanism keeps its value; other actions are functions of it."""
@@ -190,7 +204,7 @@ class WorldsMessenger(CausalMessenger):
         if msg["infer"].get("_deterministic"):
             self._place_events(msg)
         if name in self.targets or self._differs(name, msg["fn"]):
-            dispatch(self, msg, _rewrite, _factual)
+            dispatch(self, msg, _replace, _rewrite, _factual)
 
     def _place_events(self, msg: Message) -> None:
         """Tell batch from event at a `pyro.deterministic` that declares no event_dim."""

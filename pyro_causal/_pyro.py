@@ -6,7 +6,7 @@ No other module imports zuko or uses a private name of either library.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from pyro.distributions import TorchDistribution, constraints, is_validation_ena
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.reparam_messenger import ReparamMessenger
 from pyro.poutine.runtime import _PYRO_STACK, default_process_message
 from torch import Tensor
 from torch.distributions import Distribution, ReshapeTransform, TransformedDistribution
@@ -112,7 +113,7 @@ class FlowDistribution(TorchDistribution):
         return self._support
 
     def expand(
-        self, batch_shape: torch.Size, _instance: FlowDistribution | None = None
+        self, batch_shape: Sequence[int], _instance: FlowDistribution | None = None
     ) -> FlowDistribution:
         """Broadcast to another batch shape, sharing the transform."""
         new = self._get_checked_instance(FlowDistribution, _instance)
@@ -122,7 +123,7 @@ class FlowDistribution(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw noise from the base and send it through the inverse transform."""
         return self.flow.rsample(torch.Size(sample_shape))
 
@@ -151,7 +152,8 @@ def _scalar_flow(
             "FlowDistribution: scalar=True expects events of shape (1,), got "
             f"{tuple(flow.event_shape)}. Use a flow with features=1, or leave scalar out."
         )
-    add, drop = ReshapeTransform((), (1,)), ReshapeTransform((1,), ())
+    scalar, vector = torch.Size(), torch.Size([1])
+    add, drop = ReshapeTransform(scalar, vector), ReshapeTransform(vector, scalar)
     return zuko.distributions.NormalizingFlow(
         zuko.transforms.ComposedTransform(add, flow.transform, drop),
         TransformedDistribution(flow.base, [drop]),
@@ -164,6 +166,7 @@ Message = Any  # pyro.poutine.runtime.Message is a closed TypedDict; a message c
 def dispatch(
     handler: Messenger,
     msg: Message,
+    replace: Callable[[list[Any], Message], None],
     rewrite: Callable[[list[Any], Message], None],
     factual: Callable[[list[Any], Message], Message],
 ) -> None:
@@ -174,6 +177,8 @@ def dispatch(
     outer handlers propose and must be there before they record. So the innermost causal handler
     runs both passes over the handlers outside of it and calls `rewrite` in between; causal
     handlers among those only join the list that `rewrite` receives, innermost first.
+
+    A site whose value is `_fixed` has no mechanism left to reparametrise.
 
     An initialiser asks for the random variable itself, to lay out a guide or a Markov chain: then
     the outer handlers record the `factual` message, and the rewritten one goes on inwards only.
@@ -187,9 +192,12 @@ def dispatch(
     top = first = next(i for i in reversed(range(len(stack))) if stack[i] is handler)
     while first and not msg["stop"]:
         first -= 1
-        stack[first]._process_message(msg)
+        if not (msg.get("_fixed") and isinstance(stack[first], ReparamMessenger)):
+            stack[first]._process_message(msg)
     default_process_message(msg)
     del msg["_causal"]
+    msg.pop("_fixed", None)
+    replace(pending, msg)
     outer = stack[first:top]
     if not msg["is_observed"] and any(isinstance(frame, InitMessenger) for frame in outer):
         _postprocess(outer, factual(pending, msg))
