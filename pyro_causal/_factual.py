@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from pyro.distributions import Delta, TorchDistribution
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
 
-__all__ = ["Factual", "narrow", "spans"]
+__all__ = ["Factual", "is_world_frame", "narrow", "spans", "strip", "world_frame"]
 
 
 def spans(shape: torch.Size, dim: int) -> bool:
@@ -15,10 +18,28 @@ def spans(shape: torch.Size, dim: int) -> bool:
     return len(shape) >= -dim and shape[dim] != 1
 
 
+def world_frame(dim: int) -> CondIndepStackFrame:
+    """The plate of the worlds at `dim`, as it is scored: of size one."""
+    return CondIndepStackFrame(f"_worlds{dim}", dim, 1, 0)
+
+
+def is_world_frame(frame: CondIndepStackFrame) -> bool:
+    """Whether the plate is one of worlds."""
+    return frame.name.startswith("_worlds")
+
+
 def narrow(tensor: Tensor, dim: int, event_dim: int = 0) -> Tensor:
     """Keep world 0 of a tensor, as an axis of size one; a tensor without the axis is left alone."""
     axis = dim - event_dim
     return tensor.narrow(axis, 0, 1) if spans(tensor.shape, axis) else tensor
+
+
+def strip(tensor: Tensor, frames: Iterable[CondIndepStackFrame], event_dim: int) -> Tensor:
+    """Drop the axes of size one that stand left of the plates."""
+    length = max((-f.dim for f in frames if f.dim), default=0) + event_dim
+    while tensor.dim() > length and tensor.shape[0] == 1:
+        tensor = tensor.squeeze(0)
+    return tensor
 
 
 class Factual(TorchDistribution):
@@ -77,7 +98,8 @@ class Factual(TorchDistribution):
         for dim in self.dims:
             if not spans(self.base.batch_shape, dim):
                 value = narrow(value, dim, self.event_dim)
-        return self._narrow(self.base.log_prob(value))
+        density = self._narrow(self.base.log_prob(value))
+        return density.reshape((1,) * (len(self.batch_shape) - density.dim()) + density.shape)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """World 0 of a sample of the base."""

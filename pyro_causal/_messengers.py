@@ -17,7 +17,6 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
@@ -35,7 +34,7 @@ from pyro_causal._actions import (
     require_sites,
     stochastic,
 )
-from pyro_causal._factual import Factual, narrow, spans
+from pyro_causal._factual import Factual, narrow, spans, strip, world_frame
 from pyro_causal._pyro import dispatch
 
 __all__ = ["CausalMessenger", "DoMessenger", "WorldsMessenger"]
@@ -101,20 +100,16 @@ def _rewrite(handlers: Sequence[CausalMessenger], msg: Message) -> None:
         msg["infer"] = {**msg["infer"], "_natural": natural}
     if dims or value is not natural:
         msg["fn"] = Factual(fn, dims, natural=natural, recorded=value)
-    for dim in dims:
-        msg["cond_indep_stack"] += (CondIndepStackFrame(f"_worlds{dim}", dim, 1, 0),)
+    msg["cond_indep_stack"] += tuple(world_frame(dim) for dim in dims)
 
 
 def _factual(handlers: Sequence[CausalMessenger], msg: Message) -> Message:
     """The message as it would be without worlds, for who asks about the random variable itself."""
     fn, value = msg["fn"], msg["value"]
     dims = tuple(h.dim for h in handlers if h.dim)
-    for dim in sorted(dims):
-        axis = dim - fn.event_dim
-        value = narrow(value, axis)
-        if value.dim() == -axis:
-            value = value.squeeze(0)
-    msg["value"] = value
+    for dim in dims:
+        value = narrow(value, dim, fn.event_dim)
+    msg["value"] = strip(value, msg["cond_indep_stack"], fn.event_dim)
     return {**msg, "fn": Factual(fn, dims)}
 
 

@@ -15,7 +15,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.reparam_messenger import ReparamMessenger
-from pyro.poutine.runtime import _PYRO_STACK, default_process_message
+from pyro.poutine.runtime import _ENUM_ALLOCATOR, _PYRO_STACK, default_process_message
 from torch import Tensor
 from torch.distributions import Distribution, ReshapeTransform, TransformedDistribution
 
@@ -23,10 +23,11 @@ from torch.distributions import Distribution, ReshapeTransform, TransformedDistr
 # somebody has imported it before, torch's own flag is lost and Pyro's tells what the user wants.
 _validate = is_validation_enabled() if "zuko" in sys.modules else Distribution._validate_args
 import zuko  # noqa: E402
+from zuko.distributions import NormalizingFlow  # noqa: E402
 
 Distribution.set_default_validate_args(_validate)
 
-__all__ = ["FlowDistribution", "dispatch", "free_dim", "zuko"]
+__all__ = ["FlowDistribution", "NormalizingFlow", "dispatch", "free_dim", "zuko"]
 
 
 class FlowDistribution(TorchDistribution):
@@ -70,13 +71,13 @@ class FlowDistribution(TorchDistribution):
 
     def __init__(
         self,
-        flow: zuko.distributions.NormalizingFlow,
+        flow: NormalizingFlow,
         *,
         support: constraints.Constraint | None = None,
         scalar: bool = False,
         validate_args: bool | None = None,
     ) -> None:
-        if not isinstance(flow, zuko.distributions.NormalizingFlow):
+        if not isinstance(flow, NormalizingFlow):
             raise TypeError(
                 "FlowDistribution: expected a zuko NormalizingFlow, got "
                 f"{type(flow).__name__}. Call a lazy flow with its context first: flow(context)."
@@ -143,9 +144,7 @@ def _with_event_dim(constraint: constraints.Constraint, event_dim: int) -> const
     return constraints.independent(constraint, event_dim - constraint.event_dim)
 
 
-def _scalar_flow(
-    flow: zuko.distributions.NormalizingFlow,
-) -> zuko.distributions.NormalizingFlow:
+def _scalar_flow(flow: NormalizingFlow) -> NormalizingFlow:
     """Drop the event dim of size one from the values and the noise of a flow."""
     if flow.event_shape != (1,) or flow.base.event_shape != (1,):
         raise ValueError(
@@ -154,7 +153,7 @@ def _scalar_flow(
         )
     scalar, vector = torch.Size(), torch.Size([1])
     add, drop = ReshapeTransform(scalar, vector), ReshapeTransform(vector, scalar)
-    return zuko.distributions.NormalizingFlow(
+    return NormalizingFlow(
         zuko.transforms.ComposedTransform(add, flow.transform, drop),
         TransformedDistribution(flow.base, [drop]),
     )
@@ -182,6 +181,7 @@ def dispatch(
 
     An initialiser asks for the random variable itself, to lay out a guide or a Markov chain: then
     the outer handlers record the `factual` message, and the rewritten one goes on inwards only.
+    (`Predictive` initialises too, with densities masked: it does want the values of all worlds.)
     """
     pending = msg.get("_causal")
     if pending is not None:
@@ -199,7 +199,8 @@ def dispatch(
     msg.pop("_fixed", None)
     replace(pending, msg)
     outer = stack[first:top]
-    if not msg["is_observed"] and any(isinstance(frame, InitMessenger) for frame in outer):
+    laid_out = not msg["is_observed"] and msg["mask"] is not False
+    if laid_out and any(isinstance(frame, InitMessenger) for frame in outer):
         _postprocess(outer, factual(pending, msg))
         rewrite(pending, msg)
     else:
@@ -223,12 +224,12 @@ def free_dim(nesting: int) -> int:
     dim = -1 - nesting
     while dim in taken:
         dim -= 1
-    for m in _PYRO_STACK:
-        if isinstance(m, EnumMessenger) and m.first_available_dim is not None:
-            if dim <= m.first_available_dim:
-                raise ValueError(
-                    f"The dim {dim} of the worlds is reserved for enumeration: expected a "
-                    f"max_plate_nesting of at least {-dim}, got {-1 - m.first_available_dim}. "
-                    f"Pass max_plate_nesting={-dim} to the ELBO, or leave it out."
-                )
+    if any(isinstance(m, EnumMessenger) for m in _PYRO_STACK):
+        first = max([_ENUM_ALLOCATOR.next_available_dim, *_ENUM_ALLOCATOR.dim_to_id])
+        if dim <= first:
+            raise ValueError(
+                f"The dim {dim} of the worlds is reserved for enumeration: expected a "
+                f"max_plate_nesting of at least {-dim}, got {-1 - first}. Pass "
+                f"max_plate_nesting={-dim} to the ELBO, or leave it to find out."
+            )
     return dim

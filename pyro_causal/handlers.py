@@ -11,7 +11,7 @@ keep their noise nor can they be intervened on.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 import pyro.distributions as dist
@@ -22,7 +22,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_causal._actions import Action, check_actions, soft
-from pyro_causal._factual import Factual
+from pyro_causal._factual import Factual, is_world_frame, strip
 from pyro_causal._messengers import DoMessenger, WorldsMessenger
 from pyro_causal._pyro import free_dim
 
@@ -149,6 +149,11 @@ def worlds(fn: Any = None, actions: Any = None, *, dim: int | None = None) -> An
     """
     if actions is None:
         fn, actions = None, fn
+    if not isinstance(actions, Mapping | Sequence):
+        raise TypeError(
+            "worlds expects joint interventions: a list of dicts from site names to actions, "
+            f"got {type(actions).__name__}. Write worlds(model, [{{'x': 1.0}}])."
+        )
     joint = [check_actions(a) for a in ([actions] if isinstance(actions, Mapping) else actions)]
     if fn is None or dim is not None:
         handler = WorldsMessenger(joint, dim)  # type: ignore[arg-type]
@@ -193,7 +198,8 @@ def world(x: Any, k: int) -> Any:
     """Select world `k` (0: factual) from a value, a dict of values or a trace.
 
     Of a tensor, the left-most axis is that of the worlds. A trace knows which of its sites have the
-    axis, and leaves the others alone; the trace of world 0 is scored as ever, the others are not.
+    axis, and leaves the others alone; of nested worlds, the outermost is selected. The trace of
+    world 0 is scored as ever, the others are not.
 
     **Raises** ``ValueError``: there is no world `k`.
 
@@ -211,28 +217,32 @@ def world(x: Any, k: int) -> Any:
     if isinstance(x, Mapping):
         return {name: world(value, k) for name, value in x.items()}
     if isinstance(x, Trace):
+        dims = [dim for node in x.nodes.values() for dim in _world_dims(node)]
         selected = x.copy()
         for name, node in x.nodes.items():
-            if isinstance(node.get("fn"), Factual) and node["fn"].dims:
-                selected.nodes[name] = _select(node, k)
+            if dims and min(dims) in _world_dims(node):
+                selected.nodes[name] = _select(node, k, min(dims))
         return selected
     if not -1 < k < x.shape[0]:
         raise ValueError(f"There is no world {k}: expected 0 to {x.shape[0] - 1}.")
     return x.select(0, k)
 
 
-def _select(node: Any, k: int) -> Any:
+def _world_dims(node: Any) -> list[int]:
+    """The dims of the worlds that the value of a trace's node has."""
+    frames = node.get("cond_indep_stack", ())
+    return [f.dim for f in frames if is_world_frame(f)]
+
+
+def _select(node: Any, k: int, dim: int) -> Any:
     """World `k` of one node of a trace."""
     fn, value = node["fn"], node["value"]
-    dim = min(fn.dims)
-    axis = value.dim() - fn.event_dim + dim
+    axis = dim - fn.event_dim
     if not -1 < k < value.shape[axis]:
         raise ValueError(f"There is no world {k}: expected 0 to {value.shape[axis] - 1}.")
-    value = value.narrow(axis, k, 1)
-    if axis == 0:
-        value = value.squeeze(0)
-    node = {**node, "value": value}
-    node["cond_indep_stack"] = tuple(f for f in node["cond_indep_stack"] if f.dim != dim)
+    frames = tuple(f for f in node["cond_indep_stack"] if f.dim != dim)
+    value = strip(value.narrow(axis, k, 1), frames, fn.event_dim)
+    node = {**node, "value": value, "cond_indep_stack": frames}
     if k == 0:
         node["fn"] = Factual(fn.base, fn.dims, natural=fn.natural, recorded=value)
     else:

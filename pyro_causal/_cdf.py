@@ -1,0 +1,381 @@
+"""Distribution functions of the one-dimensional families, continuous and counting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial, singledispatch
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch import distributions as td
+from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
+from torch.nn.functional import logsigmoid
+from torch.special import log_ndtr
+
+from pyro_causal._quantile import Law
+from pyro_causal._tails import (
+    LogTails,
+    beta_tails,
+    gamma_tails,
+    log1mexp,
+    student_tails,
+    von_mises_tails,
+)
+
+__all__ = [
+    "COUNTS",
+    "RESIDUAL",
+    "SCORED",
+    "TRANSFORMED",
+    "Family",
+    "Parameters",
+    "cdf",
+    "log_odds",
+    "log_probs",
+]
+
+Parameters = Callable[[Any], tuple[Any, ...]]
+
+
+class Family(NamedTuple):
+    """A location-scale family with shape parameters.
+
+    - ``parameters(d)``: the location, the scale, then the shapes.
+    - ``tails(z, *shapes)``: the log tails of ``z = (x - loc) / scale``.
+    - ``support``: of ``z``, a key of `CHARTS`.
+    """
+
+    parameters: Parameters
+    tails: Callable[..., LogTails]
+    support: str = "real"
+
+
+CHARTS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "real": lambda t: t,
+    "positive": torch.exp,
+    "unit": torch.sigmoid,
+    "circle": lambda t: 2 * t.atan(),
+}
+BOUNDS: Mapping[str, tuple[float, float]] = {  # values on the boundary count as next to it
+    "positive": (1e-300, 1e300),
+    "unit": (1e-300, 1 - 2**-53),
+    "circle": (-math.pi * (1 - 2**-52), math.pi * (1 - 2**-52)),
+}
+
+
+def _flip(tails: LogTails) -> LogTails:
+    return tails[1], tails[0]
+
+
+def _exponential(e: Tensor) -> LogTails:
+    return log1mexp(-e), -e
+
+
+def _gumbel(z: Tensor) -> LogTails:
+    log_cdf = -(-z.clamp(min=-600.0)).exp()
+    return log_cdf, log1mexp(log_cdf)
+
+
+def _soft_laplace(z: Tensor) -> LogTails:
+    z = z.clamp(-600.0, 600.0)
+    return (z.exp().atan() * 2 / math.pi).log(), ((-z).exp().atan() * 2 / math.pi).log()
+
+
+def _asymmetric_laplace(z: Tensor, asymmetry: Tensor | float = 1.0) -> LogTails:
+    square = torch.as_tensor(asymmetry).square()
+    lower = (square / (1 + square)).log() + z.clamp(max=0.0) / asymmetry
+    upper = -(1 + square).log() - z.clamp(min=0.0) * asymmetry
+    left = z < 0
+    return torch.where(left, lower, log1mexp(upper)), torch.where(left, log1mexp(lower), upper)
+
+
+def _soft_asymmetric_laplace(z: Tensor, asymmetry: Tensor, softness: Tensor) -> LogTails:
+    """A normal plus, by the sign of the asymmetric Laplace part, plus or minus an exponential."""
+
+    def log_convolution(z: Tensor, scale: Tensor) -> Tensor:
+        ratio = softness / scale
+        return 0.5 * ratio * ratio - z / scale + log_ndtr(z / softness - ratio)
+
+    right, left = log_convolution(z, 1 / asymmetry), log_convolution(-z, asymmetry)
+    p_right = 1 / (1 + asymmetry * asymmetry)
+    p_left = 1 - p_right
+    below, above = log_ndtr(z / softness), log_ndtr(-z / softness)
+    return (
+        torch.logaddexp(p_left.log() + left, below + (-p_right * (right - below).exp()).log1p()),
+        torch.logaddexp(p_right.log() + right, above + (-p_left * (left - above).exp()).log1p()),
+    )
+
+
+def _skew_logistic(z: Tensor, asymmetry: Tensor) -> LogTails:
+    log_cdf = asymmetry * logsigmoid(z)
+    return log_cdf, log1mexp(log_cdf)
+
+
+def _kumaraswamy(z: Tensor, a: Tensor, b: Tensor) -> LogTails:
+    log_sf = b * log1mexp(a * z.log())
+    return log1mexp(log_sf), log_sf
+
+
+def _generalized_pareto(z: Tensor, concentration: Tensor) -> LogTails:
+    z = z.clamp(min=1e-300)
+    y = (concentration * z).clamp(min=2**-53 - 1)
+    small = y.abs() < 1e-4
+    ratio = torch.where(small, 1.0, y).log1p() / torch.where(small, 1.0, y)
+    return _exponential(z * torch.where(small, 1 - y / 2 + y * y / 3 - y**3 / 4, ratio))
+
+
+def _continuous_bernoulli(z: Tensor, logits: Tensor) -> LogTails:
+    def log_sinhc(w: Tensor) -> Tensor:
+        small = w.abs() < 0.02
+        wide = torch.where(small, 1.0, w.abs())
+        exact = wide + log1mexp(-2 * wide) - (2 * wide).log()
+        return torch.where(small, w * w / 6 - w**4 / 180, exact)
+
+    def log_cdf(z: Tensor, logits: Tensor) -> Tensor:
+        slack = 0.5 * logits * (z - 1)
+        return z.log() + slack + log_sinhc(0.5 * logits * z) - log_sinhc(0.5 * logits)
+
+    return log_cdf(z, logits), log_cdf(1 - z, -logits)
+
+
+def _loc_scale(d: Any) -> tuple[Tensor, ...]:
+    return d.loc, d.scale
+
+
+# The standardised residual follows the standard law of the family, which is parameter-free.
+RESIDUAL: Mapping[type[td.Distribution], Family] = {
+    td.Normal: Family(_loc_scale, lambda z: (log_ndtr(z), log_ndtr(-z))),
+    td.Laplace: Family(_loc_scale, _asymmetric_laplace),
+    td.Cauchy: Family(
+        _loc_scale,
+        lambda z: tuple((torch.ones_like(z).atan2(s) / math.pi).log() for s in (-z, z)),
+    ),
+    td.Gumbel: Family(_loc_scale, _gumbel),
+    td.HalfNormal: Family(
+        lambda d: (0.0, d.scale),
+        lambda z: ((z / math.sqrt(2)).erf().log(), log_ndtr(-z) + math.log(2)),
+        "positive",
+    ),
+    td.HalfCauchy: Family(
+        lambda d: (0.0, d.scale),
+        lambda z: tuple((a.atan() * 2 / math.pi).log() for a in (z, 1 / z)),
+        "positive",
+    ),
+    td.Exponential: Family(lambda d: (0.0, d.rate.reciprocal()), _exponential, "positive"),
+    td.Uniform: Family(
+        lambda d: (d.low, d.high - d.low), lambda z: (z.log(), (-z).log1p()), "unit"
+    ),
+    LogitRelaxedBernoulli: Family(
+        lambda d: (d.logits / d.temperature, d.temperature.reciprocal()),
+        lambda z: (logsigmoid(z), logsigmoid(-z)),
+    ),
+    dist.Logistic: Family(_loc_scale, lambda z: (logsigmoid(z), logsigmoid(-z))),
+    dist.SoftLaplace: Family(_loc_scale, _soft_laplace),
+}
+
+# The law of the residual depends on shape parameters: the noise is its standard normal score.
+SCORED: Mapping[type[td.Distribution], Family] = {
+    td.Gamma: Family(
+        lambda d: (0.0, d.rate.reciprocal(), d.concentration), gamma_tails, "positive"
+    ),
+    td.Beta: Family(
+        lambda d: (0.0, 1.0, d.concentration1, d.concentration0),
+        lambda z, a, b: beta_tails(z / (1 - z), a, b),
+        "unit",
+    ),
+    td.FisherSnedecor: Family(
+        lambda d: (0.0, d.df2 / d.df1, d.df1 / 2, d.df2 / 2), beta_tails, "positive"
+    ),
+    td.StudentT: Family(lambda d: (d.loc, d.scale, d.df), student_tails),
+    td.VonMises: Family(lambda d: (0.0, 1.0, d.concentration), von_mises_tails, "circle"),
+    td.Kumaraswamy: Family(
+        lambda d: (0.0, 1.0, d.concentration1, d.concentration0), _kumaraswamy, "unit"
+    ),
+    td.ContinuousBernoulli: Family(lambda d: (0.0, 1.0, d.logits), _continuous_bernoulli, "unit"),
+    td.GeneralizedPareto: Family(lambda d: (d.loc, d.scale, d.concentration), _generalized_pareto),
+    dist.AsymmetricLaplace: Family(lambda d: (d.loc, d.scale, d.asymmetry), _asymmetric_laplace),
+    dist.SoftAsymmetricLaplace: Family(
+        lambda d: (d.loc, d.scale, d.asymmetry, d.softness), _soft_asymmetric_laplace
+    ),
+    dist.SkewLogistic: Family(lambda d: (d.loc, d.scale, d.asymmetry), _skew_logistic),
+}
+
+# Families whose noise is that of a transformed base; as parts of mixtures they need these.
+TRANSFORMED: Mapping[type[td.Distribution], Family] = {
+    td.LogNormal: Family(
+        lambda d: (0.0, d.loc.exp(), d.scale),
+        lambda z, scale: (log_ndtr(z.log() / scale), log_ndtr(-z.log() / scale)),
+        "positive",
+    ),
+    td.Weibull: Family(
+        lambda d: (0.0, d.scale, d.concentration),
+        lambda z, k: _exponential((k * z.log()).clamp(-600.0, 600.0).exp()),
+        "positive",
+    ),
+    td.Pareto: Family(
+        lambda d: (0.0, d.scale, d.alpha),
+        lambda z, alpha: _exponential(alpha * z.clamp(min=1.0).log()),
+        "positive",
+    ),
+    td.InverseGamma: Family(
+        lambda d: (0.0, d.rate, d.concentration),
+        lambda z, a: _flip(gamma_tails(1 / z, a)),
+        "positive",
+    ),
+}
+
+COUNTS: tuple[type[td.Distribution], ...] = (
+    td.Poisson,
+    td.Binomial,
+    td.NegativeBinomial,
+    td.Geometric,
+    dist.GammaPoisson,
+    dist.OrderedLogistic,
+    dist.ZeroInflatedDistribution,
+)
+
+
+@singledispatch
+def cdf(d: td.Distribution) -> Law:
+    """The distribution function of a one-dimensional `d`; a count's ``Law`` has no chart."""
+    raise TypeError(f"No distribution function is known for '{type(d).__name__}'.")
+
+
+def _family_law(family: Family, d: td.Distribution) -> Law:
+    values = family.parameters(d)
+    bounds = BOUNDS.get(family.support)
+
+    def tails(x: Tensor, loc: Tensor, scale: Tensor, *shapes: Tensor) -> LogTails:
+        z = (x - loc) / scale
+        return family.tails(z if bounds is None else z.clamp(*bounds), *shapes)
+
+    def chart(t: Tensor, loc: Tensor, scale: Tensor, *shapes: Tensor) -> Tensor:
+        return loc + scale * CHARTS[family.support](t)
+
+    parameters = tuple(torch.as_tensor(v).double() for v in values)
+    return Law(tails, parameters, chart, values[-1].dtype)
+
+
+for _table in (RESIDUAL, SCORED, TRANSFORMED):
+    for _type, _family in _table.items():
+        cdf.register(_type)(partial(_family_law, _family))
+
+
+@cdf.register(dist.FoldedDistribution)
+def _(d: Any) -> Law:
+    base = cdf(d.base_dist)
+
+    def tails(x: Tensor, *parameters: Tensor) -> LogTails:
+        (right_cdf, right_sf), (left_cdf, _) = (base.tails(v, *parameters) for v in (x, -x))
+        log_cdf = right_cdf + log1mexp((left_cdf - right_cdf).clamp(max=-1e-300))
+        return log_cdf, torch.logaddexp(right_sf, left_cdf)
+
+    return base._replace(tails=tails, chart=lambda t, *_: t.exp())
+
+
+@cdf.register(td.MixtureSameFamily)
+def _(d: Any) -> Law:
+    parts = cdf(d.component_distribution)
+    weights = log_probs(d.mixture_distribution).double()
+
+    def tails(x: Tensor, weights: Tensor, *parameters: Tensor) -> LogTails:
+        log_cdf, log_sf = parts.tails(x.unsqueeze(-1), *parameters)
+        return (weights + log_cdf).logsumexp(-1), (weights + log_sf).logsumexp(-1)
+
+    chart = None if parts.chart is None else lambda t, *_: t
+    return Law(tails, (weights, *parts.parameters), chart, parts.dtype)
+
+
+def log_probs(d: Any) -> Tensor:
+    """Log probabilities of a categorical `d`; `d.logits` alone knows no class of probability 0."""
+    return d.logits if d._param is d.logits else d.probs.log()
+
+
+def log_odds(d: Any) -> Tensor:
+    """Log odds of a Bernoulli or Binomial `d`; infinite for probabilities 0 and 1."""
+    return d.logits if d._param is d.logits else d.probs.logit()
+
+
+def _count_law(
+    tails: Callable[..., LogTails], parameters: tuple[Tensor, ...], dtype: torch.dtype
+) -> Law:
+    def above_zero(k: Tensor, *parameters: Tensor) -> LogTails:
+        log_cdf, log_sf = tails(k.clamp(min=0.0), *parameters)
+        return torch.where(k < 0, -math.inf, log_cdf), torch.where(k < 0, 0.0, log_sf)
+
+    return Law(above_zero, tuple(p.double() for p in parameters), None, dtype)
+
+
+@cdf.register(td.Poisson)
+def _(d: Any) -> Law:
+    def tails(k: Tensor, rate: Tensor) -> LogTails:
+        return _flip(gamma_tails(rate.clamp(min=1e-300), k + 1))
+
+    return _count_law(tails, (d.rate,), d.rate.dtype)
+
+
+def _failure_odds(log_odds: Tensor) -> Tensor:
+    return (-log_odds).exp().clamp(1e-300, 1e300)
+
+
+@cdf.register(td.Binomial)
+def _(d: Any) -> Law:
+    def tails(k: Tensor, n: Tensor, log_odds: Tensor) -> LogTails:
+        below, above = beta_tails(_failure_odds(log_odds), (n - k).clamp(min=1.0), k + 1)
+        return torch.where(k < n, below, 0.0), torch.where(k < n, above, -math.inf)
+
+    logits = log_odds(d)
+    return _count_law(tails, (d.total_count, logits), logits.dtype)
+
+
+@cdf.register(td.NegativeBinomial)
+def _(d: Any) -> Law:
+    def tails(k: Tensor, r: Tensor, log_odds: Tensor) -> LogTails:
+        return beta_tails(_failure_odds(log_odds), r.clamp(min=1e-12), k + 1)
+
+    return _count_law(tails, (d.total_count, d.logits), d.logits.dtype)
+
+
+@cdf.register(dist.GammaPoisson)
+def _(d: Any) -> Law:
+    def tails(k: Tensor, concentration: Tensor, rate: Tensor) -> LogTails:
+        return beta_tails(rate, concentration, k + 1)
+
+    return _count_law(tails, (d.concentration, d.rate), d.rate.dtype)
+
+
+@cdf.register(td.Geometric)
+def _(d: Any) -> Law:
+    def tails(k: Tensor, logits: Tensor) -> LogTails:
+        return _exponential((k + 1) * -logsigmoid(-logits))
+
+    return _count_law(tails, (d.logits,), d.logits.dtype)
+
+
+@cdf.register(dist.OrderedLogistic)
+def _(d: Any) -> Law:
+    def tails(k: Tensor, predictor: Tensor, cutpoints: Tensor) -> LogTails:
+        shape = torch.broadcast_shapes(k.shape, predictor.shape)
+        cuts = torch.nn.functional.pad(cutpoints, (0, 1), value=math.inf)
+        index = k.long().clamp(max=cuts.shape[-1] - 1).expand(shape).unsqueeze(-1)
+        cut = cuts.expand((*shape, -1)).gather(-1, index).squeeze(-1)
+        return logsigmoid(cut - predictor), logsigmoid(predictor - cut)
+
+    return _count_law(tails, (d.predictor, d.cutpoints), torch.int64)
+
+
+@cdf.register(dist.ZeroInflatedDistribution)
+def _(d: Any) -> Law:
+    base = cdf(d.base_dist)
+    if base.chart is not None:
+        raise TypeError(f"Zero inflation of '{type(d.base_dist).__name__}' leaves no counts.")
+
+    def tails(k: Tensor, gate: Tensor, *parameters: Tensor) -> LogTails:
+        log_cdf, log_sf = base.tails(k, *parameters)
+        stay = (-gate).log1p()
+        return torch.logaddexp(gate.log(), stay + log_cdf), stay + log_sf
+
+    return _count_law(tails, (d.gate, *base.parameters), base.dtype)
