@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Number
-from typing import Any, TypeAlias, Union, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from pyro.distributions import Delta, Independent, MaskedDistribution, TorchDistribution
@@ -66,22 +66,17 @@ class soft:
         return f"soft({getattr(self.mechanism, '__name__', self.mechanism)})"
 
 
-Action: TypeAlias = Union[
-    float,
-    Tensor,
-    TorchDistribution,
-    Callable[[Tensor], Any],
-    soft,
-    Mapping[int, Any],
-]
+Action: TypeAlias = (
+    float | Tensor | TorchDistribution | Callable[[Tensor], Any] | soft | Mapping[int, Any]
+)
 
 
-def is_hard(action: Action | None) -> bool:
+def is_hard(action: object) -> bool:
     """Whether the action sets the site to given numbers."""
     return isinstance(action, Number | Tensor)
 
 
-def draws_afresh(action: Action | None) -> bool:
+def draws_afresh(action: object) -> bool:
     """Whether the action's value owes nothing to the natural value of the site."""
     return is_hard(action) or isinstance(action, torch.distributions.Distribution)
 
@@ -103,7 +98,7 @@ def check_actions(actions: object) -> dict[str, Action]:
     return dict(actions)
 
 
-@ignore_jit_warnings()  # type: ignore[untyped-decorator]
+@ignore_jit_warnings()
 def _check_action(name: str, action: object) -> None:
     if isinstance(action, Mapping):
         for index, value in action.items():
@@ -216,17 +211,17 @@ def coerce(
     return tensor
 
 
-@ignore_jit_warnings()  # type: ignore[untyped-decorator]
+@ignore_jit_warnings()
 def _check_support(value: Tensor, name: str, fn: TorchDistribution) -> None:
     if as_delta(fn) is not None:
         return
     try:
-        inside = fn.support.check(value)
+        support = fn.support
     except NotImplementedError:
         return
-    if not bool(inside.all()):
+    if support is not None and not bool(support.check(value).all()):
         raise ValueError(
-            f"At site '{name}', the action has a value outside the support {fn.support}: "
+            f"At site '{name}', the action has a value outside the support {support}: "
             "expected values that the mechanism could produce. Pass a function "
             "(lambda x: value) to set the site to any value all the same."
         )

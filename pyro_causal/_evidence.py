@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Number
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_causal._actions import require_sites
+from pyro_causal._factual import Factual
 from pyro_causal._particles import (
     Model,
     Particles,
@@ -133,7 +134,7 @@ def _fit(value: Any, name: str, like: Tensor, events: int) -> Tensor:
 
 
 def _broadcasts(shape: torch.Size, target: torch.Size, events: int) -> bool:
-    """Whether a value broadcasts over the batch of a site, not over events, without enlarging it."""
+    """Whether a value broadcasts over the batch of a site, without enlarging batch or event."""
     if len(shape) > len(target) or shape[len(shape) - events :] != target[len(target) - events :]:
         return False
     return all(a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False))
@@ -188,13 +189,11 @@ class Abduction(NamedTuple):
     """Weighted draws of the open sites given the evidence.
 
     **Shapes** every draw `[number, *plates, *event]`; `weights` `[number, *plates]`, with one axis
-    per plate dim of the program, of size one where units are weighed together. `ess` is the
-    effective sample size, of the unit where it is smallest.
+    per plate dim of the program, of size one where units are weighed together.
     """
 
     draws: dict[str, Tensor]
     weights: Tensor
-    ess: float
 
 
 def abduce(program: Model, sites: Sites, of: str, particles: Particles) -> Abduction:
@@ -220,28 +219,29 @@ def abduce(program: Model, sites: Sites, of: str, particles: Particles) -> Abduc
     log_weights = _pool({name: torch.cat(s) for name, s in scores.items()}, sites, of)
     if bool(log_weights.amax(0).isneginf().any()):
         raise ValueError(
-            f"The evidence has probability zero in all of {particles.number} draws: expected one that "
-            "makes it possible. Do check the evidence, draw more with num_samples, or pass a guide."
+            f"The evidence has probability zero in all of {particles.number} draws: expected one "
+            "that makes it possible. Do check the evidence, raise num_samples, or pass a guide."
         )
     weights = log_weights.softmax(0)
     return Abduction(
         {name: _revive(torch.cat(d), weights, sites[name]) for name, d in draws.items()},
         weights,
-        float((1 / weights.square().sum(0)).min()),
     )
 
 
 def _score(site: Site) -> Tensor:
     """Log-density of the evidence at a site, minus infinity outside of the support."""
     fn, value = site["fn"], site["value"]
+    if isinstance(fn, Factual) and fn.natural is not None:
+        value = fn.natural
     inside = _inside(fn, value)
     if bool(inside.all()):
-        score = fn.log_prob(value)
+        score: Tensor = fn.log_prob(value)
     else:  # torch refuses to score these
         somewhere = inside.reshape(inside.shape + (1,) * fn.event_dim)
         score = fn.log_prob(torch.where(somewhere, value, fn.sample()))
         score = score.masked_fill(~inside, -torch.inf)
-    return scale_and_mask(score, site["scale"], site["mask"])
+    return cast(Tensor, scale_and_mask(score, site["scale"], site["mask"]))
 
 
 def _pool(scores: Mapping[str, Tensor], sites: Sites, of: str) -> Tensor:
@@ -275,14 +275,14 @@ def _plates(site: Site) -> set[tuple[str, int]]:
 
 
 def weights_at(weights: Tensor, site: Site) -> Tensor:
-    """View `[num_samples, *plates]` so that it multiplies draws `[num_samples, *plates, *event]`."""
+    """View weights `[number, *plates]` so that they multiply draws `[number, *plates, *event]`."""
     events = event_dim(site)
     plates = site["value"].dim() - events
     return weights.reshape(-1, *weights.shape[weights.dim() - plates :], *(1,) * events)
 
 
 def _revive(draws: Tensor, weights: Tensor, site: Site) -> Tensor:
-    """Put the likeliest draw in place of those that the evidence excludes, weight zero all the same.
+    """Put the likeliest draw in place of those that the evidence excludes; the weight stays zero.
 
     The noise of evidence that a draw makes impossible does not exist, so none can be abducted.
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import torch
 from pyro.distributions import Delta, TorchDistribution
@@ -12,8 +13,10 @@ from torch.distributions import Distribution, constraints, kl_divergence, regist
 
 __all__ = ["Factual", "is_world_frame", "narrow", "spans", "strip", "world_frame"]
 
+Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
 
-def spans(shape: torch.Size, dim: int) -> bool:
+
+def spans(shape: Sequence[int], dim: int) -> bool:
     """Whether a batch of `shape` differs between the worlds at `dim` (negative)."""
     return len(shape) >= -dim and shape[dim] != 1
 
@@ -56,7 +59,7 @@ class Factual(TorchDistribution):
     - ``natural``, the value without them, is scored.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (as in torch)
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class Factual(TorchDistribution):
         return bool(self.base.has_enumerate_support)
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint | None:
         """As the base."""
         return self.base.support
 
@@ -101,11 +104,11 @@ class Factual(TorchDistribution):
         density = self._narrow(self.base.log_prob(value))
         return density.reshape((1,) * (len(self.batch_shape) - density.dim()) + density.shape)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """World 0 of a sample of the base."""
         return self._narrow(self.base.sample(sample_shape), self.event_dim)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """World 0 of a sample of the base, with gradients."""
         return self._narrow(self.base.rsample(sample_shape), self.event_dim)
 
@@ -115,12 +118,12 @@ class Factual(TorchDistribution):
         return tensor
 
 
-@register_kl(Distribution, Factual)
+@register_kl(Distribution, Factual)  # type: ignore[untyped-decorator]
 def _kl_factual(p: Distribution, q: Factual) -> Tensor:
     kl: Tensor = q._narrow(kl_divergence(p, q.base))
     return kl.reshape(p.batch_shape) if kl.numel() == p.batch_shape.numel() else kl
 
 
-@register_kl(Delta, Factual)
+@register_kl(Delta, Factual)  # type: ignore[untyped-decorator]
 def _kl_delta_factual(p: Delta, q: Factual) -> Tensor:
     return -q.log_prob(p.v)

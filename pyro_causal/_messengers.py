@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -51,7 +51,7 @@ class CausalMessenger(Messenger):
 
     def __enter__(self) -> CausalMessenger:
         self._seen: dict[str, None] = {}
-        return cast("CausalMessenger", super().__enter__())
+        return super().__enter__()
 
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)

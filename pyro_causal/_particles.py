@@ -65,7 +65,8 @@ def deterministic(site: Site) -> bool:
 
 def event_dim(site: Site) -> int:
     """The event dims of a site of a plain run."""
-    length, declared = site["value"].dim(), int(site["fn"].event_dim)
+    length: int = site["value"].dim()
+    declared: int = site["fn"].event_dim
     if deterministic(site) and declared == length:  # the default, whatever the plates
         plates = [-frame.dim for frame in site["cond_indep_stack"] if frame.dim is not None]
         return max(0, length - max(plates, default=0))

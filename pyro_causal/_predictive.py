@@ -59,6 +59,8 @@ class CounterfactualPredictive(torch.nn.Module):
     **Shapes** Called with the arguments of the model, it returns ``{site: [num_samples,
     1 + len(actions), *plates, *event]}``, world 0 factual, also for sites that no action reaches.
 
+    No gradients are kept.
+
     **Raises** ``ValueError``, ``TypeError``: names, actions or samples that do not fit the program.
 
     **References** Pearl 2009, Causality, theorem 7.1.7.
@@ -110,21 +112,23 @@ class CounterfactualPredictive(torch.nn.Module):
             check_targets(action, sites)
         number = check_draws(self.posterior_samples or {}, sites) or self.num_samples
         particles = Particles(number, self.parallel, args, kwargs)
-        latents = self.posterior_samples
-        warn_of_prior(sites, particles, self.guide, latents)
-        return draw_worlds(self.model, self.actions, sites, particles, self.guide, latents, names)[
-            0
-        ]
+        guide, latents = self.guide, self.posterior_samples
+        warn_of_prior(sites, particles, guide, latents)
+        values, _ = draw_worlds(
+            self.model, self.actions, sites, names, particles, guide=guide, latents=latents
+        )
+        return values
 
 
 def draw_worlds(
     program: Model,
     actions: Sequence[Mapping[str, Action]],
     sites: Sites,
+    names: Collection[str],
     particles: Particles,
+    *,
     guide: Model | None,
     latents: Values | None,
-    names: Collection[str],
 ) -> tuple[dict[str, Tensor], set[str]]:
     """Values `[number, 1 + len(actions), *plates, *event]`, and the sites that differ by world."""
     nesting = plate_nesting(sites)
@@ -158,7 +162,7 @@ def check_sources(guide: Model | None, posterior_samples: Values | None, number:
 
 
 def check_targets(action: Mapping[str, Action], sites: Sites) -> None:
-    """Try an action on the values of a plain run; functions are left alone, they may have effects."""
+    """Try an action on the values of a plain run, unless it is a function: it may have effects."""
     require_sites(action, sites, "an intervention")
     for name, value in action.items():
         if not (callable(value) or isinstance(value, soft)):
@@ -168,7 +172,7 @@ def check_targets(action: Mapping[str, Action], sites: Sites) -> None:
 def warn_of_prior(
     sites: Sites, particles: Particles, guide: Model | None, latents: Values | None
 ) -> None:
-    """Warn of open sites that neither guide nor samples cover, though evidence may speak of them."""
+    """Warn of open sites that neither guide nor samples cover, though there is evidence on them."""
     covered = set(latents or {})
     if guide is not None:  # a first plain run also sets autoguides up
         covered |= set(open_values(trace_once(guide, particles.args, particles.kwargs), sites))

@@ -112,7 +112,7 @@ def quantile(law: Law, u: Tensor) -> Tensor:
 
     with torch.no_grad():
         goal = u.expand(score_at(u).shape)
-        t = _root(lambda t: score_at(t) - goal, goal)
+        t = _root(lambda t: score_at(t) - goal, torch.zeros_like(goal))
         x = chart(torch.where(goal.isnan(), goal, t), *fixed.parameters)
     if torch.is_grad_enabled() and any(p.requires_grad for p in (u, *law.parameters)):
         x.requires_grad_()
@@ -123,15 +123,14 @@ def quantile(law: Law, u: Tensor) -> Tensor:
     return x.to(law.dtype)
 
 
-def _root(f: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
-    """The root of an increasing function of each element, to the precision of float64.
+def _root(f: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """The root of an increasing function of each element, to about the precision of float64.
 
     **References** Chandrupatla 1997, "A new hybrid quadratic/bisection algorithm for finding the
     zero of a nonlinear function without using derivatives", Advances in Engineering Software 28.
     """
-    b, a = _bracket(f, like)
-    fa, fb = f(a), f(b)
-    c, fc, step = a, fa, torch.full_like(a, 0.5)
+    a, fa, b, fb = _bracket(f, start)
+    c, fc, step = b, fb, torch.full_like(a, 0.5)
     for _ in range(200):
         x = a + step * (b - a)
         fx = f(x)
@@ -139,9 +138,10 @@ def _root(f: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
         c, fc = torch.where(same, a, b), torch.where(same, fa, fb)
         b, fb = torch.where(same, b, a), torch.where(same, fb, fa)
         a, fa = x, fx
-        best = torch.where(fa.abs() < fb.abs(), a, b)
+        closer = fa.abs() < fb.abs()
+        best, f_best = torch.where(closer, a, b), torch.where(closer, fa, fb)
         limit = 1e-15 * (best.abs() + 1e-300) / (b - a).abs()
-        active = (limit < 0.5) & (fa != 0)
+        active = (limit < 0.5) & (f_best.abs() > 1e-15)
         if not active.any():
             break
         xi, phi = (a - b) / (c - b), (fa - fb) / (fc - fb)
@@ -153,15 +153,22 @@ def _root(f: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
     return best
 
 
-def _bracket(f: Callable[[Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Two points around the root; out of reach, both at the end of the support next to it."""
-    low, high = torch.full_like(like, -1.0), torch.full_like(like, 1.0)
+def _bracket(
+    f: Callable[[Tensor], Tensor], start: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Points on both sides of the root, with values; out of reach, both at the end next to it."""
+    a, fa = start, f(start)
+    stride = -fa.sign()
+    b = a + stride
     for _ in range(40):
-        above, below = f(low) > 0, f(high) < 0
-        if not (above | below).any():
+        fb = f(b)
+        short = fb.sign() * stride < 0
+        if not short.any():
             break
-        low, high = torch.where(above, 4 * low, low), torch.where(below, 4 * high, high)
-    return torch.where(below, high, low), torch.where(above, low, high)
+        a, fa = torch.where(short, b, a), torch.where(short, fb, fa)
+        stride = 4 * stride
+        b = torch.where(short, b + stride, b)
+    return a, fa, torch.where(short, a, b), torch.where(short, fa, fb)
 
 
 @torch.no_grad()

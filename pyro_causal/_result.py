@@ -26,10 +26,9 @@ class QueryResult:
 
     - ``of``: the site asked about; ``rung``: ``"association"``, ``"intervention"`` or
       ``"counterfactual"``; ``do`` and ``given``: action and evidence.
-    - ``draws``: ``[num_samples, *plates, *event]``; ``weights``: they sum to one over the draws, and
-      broadcast against them (axes of size one where units are weighed together).
-    - ``source``: where draws of open sites come from; ``ess``: effective sample size, of the
-      unit where it is smallest.
+    - ``draws``: ``[num_samples, *plates, *event]``; ``weights`` broadcast against them and
+      sum to one over the draws (axes of size one where units are weighed together).
+    - ``source``: where the draws come from.
     - ``conventions``: how the noise of each discrete site that the action reaches is drawn given
       its value. Data cannot tell conventions apart, and the answer may depend on them.
     - ``seed``: ``torch.initial_seed()`` at the query; ``versions``: of the packages involved.
@@ -54,7 +53,6 @@ class QueryResult:
     draws: Tensor
     weights: Tensor
     source: str
-    ess: float
     conventions: Mapping[str, str]
     seed: int
     versions: Mapping[str, str]
@@ -76,6 +74,11 @@ class QueryResult:
     def std(self) -> Tensor:
         """The standard deviation, ``[*plates, *event]``."""
         return (self.weights * (self.draws.to(self.weights) - self.mean).square()).sum(0).sqrt()
+
+    @property
+    def ess(self) -> float:
+        """The effective sample size, of the unit where it is smallest."""
+        return float((1 / self.weights.square().sum(0)).min())
 
     @property
     def samples(self) -> Tensor:
@@ -127,7 +130,7 @@ class QueryResult:
         return (self.weights.reshape(shape[: hits.dim()]) * hits.to(self.weights)).sum(0)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Any:
-        """Draw the distribution of the answer; return the matplotlib figure, and save it to ``path``."""
+        """Draw the distribution of the answer: a matplotlib figure, saved to ``path`` if given."""
         from pyro_causal.plots import plot_rungs
 
         return plot_rungs({self.rung: self.samples}, variable=self.of, path=path)
@@ -149,7 +152,7 @@ class QueryResult:
             "mean": _short(self.mean),
             "std": _short(self.std),
             "90%": f"{_short(low)} to {_short(high)}",
-            "draws": f"{len(self.draws)}, {self.source}, effective sample size {self.ess:.0f}",
+            "draws": f"{len(self.draws)} ({self.source}), effective sample size {self.ess:.0f}",
             "noise": ", ".join(f"{site}: {how}" for site, how in self.conventions.items()),
             "seed": str(self.seed),
             "versions": ", ".join(f"{name} {number}" for name, number in self.versions.items()),

@@ -184,7 +184,7 @@ def von_mises_tails(z: Tensor, concentration: Tensor) -> LogTails:
     width = (end - start).unsqueeze(-1)
     fall = (start.unsqueeze(-1) + 0.5 * width * nodes).sin() * (0.5 * width * nodes).sin()
     mass = (width * weights * (-2 * concentration.unsqueeze(-1) * fall).exp()).sum(-1)
-    peak = concentration * (start.cos() - 1) - torch.special.i0e(concentration).log()
+    peak = -2 * concentration * (start / 2).sin().square() - torch.special.i0e(concentration).log()
     small = (mass.log() + peak - math.log(2 * math.pi)).clamp(max=-math.log(2))
     large = log1mexp(small)
     return torch.where(z < 0, small, large), torch.where(z < 0, large, small)

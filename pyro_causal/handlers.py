@@ -177,7 +177,8 @@ def _layout(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[int, dic
     with torch.no_grad(), torch.random.fork_rng(devices), poutine.block():
         trace = poutine.trace(fn).get_trace(*args, **kwargs)
     nesting, shapes = 0, {}
-    for name, site in trace.nodes.items():
+    sites: dict[str, Any] = dict(trace.nodes)
+    for name, site in sites.items():
         if site["type"] != "sample" or site_is_subsample(site):
             continue
         if site["infer"].get("_deterministic"):

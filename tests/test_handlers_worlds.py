@@ -14,6 +14,12 @@ from pyro_causal import noise
 from pyro_causal.handlers import do, soft, world, worlds
 from tests.families import CONTINUOUS, FAMILIES
 
+# Not Pyro distributions, or ones that no plate can expand: noise has them, programs do not.
+UNUSABLE = {"torch_normal", "zuko_flow", "zuko_to_pyro", "soft_asymmetric_laplace"}
+USABLE = [case for case in FAMILIES if case.name not in UNUSABLE]
+# Their parameters, or what of them the value shows, are the same in all worlds of the test.
+SAME_IN_ALL_WORLDS = {"relaxed_one_hot_categorical", "expanded_normal"}
+
 N = 6
 ROWS = torch.arange(float(N))
 ACTIONS = [{"h": 2.0}, {"x": ROWS, "h": lambda h: h + 1}]
@@ -99,12 +105,30 @@ def test_log_density_and_gradients_are_those_of_the_factual_trace():
     y = torch.rand(N) + 0.1
     in_worlds = run(worlds(parametrised, [{"x": 1.0}, {"x": ROWS}]), y)
     plain = run(poutine.replay(parametrised, trace=world(in_worlds, 0)), y)
-    assert_close(in_worlds.log_prob_sum(), plain.log_prob_sum(), rtol=0, atol=0)
+    assert_close(in_worlds.log_prob_sum(), plain.log_prob_sum(), rtol=1e-6, atol=0)
+    in_worlds.compute_log_prob(), plain.compute_log_prob()
     for a, b in zip(sites(in_worlds).values(), sites(plain).values(), strict=True):
-        assert torch.equal(a["log_prob"].reshape(N), b["log_prob"])
+        assert_close(a["log_prob"].reshape(N), b["log_prob"], rtol=1e-6, atol=0)
     (expected,) = torch.autograd.grad(plain.log_prob_sum(), loc)
     (got,) = torch.autograd.grad(in_worlds.log_prob_sum(), loc)
-    assert_close(got, expected, rtol=0, atol=0)
+    assert_close(got, expected, rtol=1e-6, atol=0)
+
+
+def test_impossible_values_of_other_worlds_do_not_spoil_gradients():
+    """In the second world x = 3 lies outside of the support: it is not asked for there."""
+    width = torch.tensor(4.0, requires_grad=True)
+
+    def program():
+        t = pyro.sample("t", dist.Normal(1.0, 1.0), obs=torch.tensor(1.0))
+        x = pyro.sample("x", dist.Uniform(0.0, width * t), obs=torch.tensor(3.0))
+        p = torch.stack([t - 1, 2 - t, 1 + 0 * t], -1).clamp(0, 1)
+        c = pyro.sample("c", dist.Categorical(p), obs=torch.tensor(1))
+        return pyro.sample("y", dist.Normal(x + c, 1.0), obs=torch.tensor(0.0))
+
+    trace = run(worlds(program, {"t": 0.5}), seed=1)
+    (got,) = torch.autograd.grad(trace.log_prob_sum() + value(trace, "y")[1], width)
+    assert_close(got, -1 / width.detach())  # x in the second world is 1.5, whatever the width
+    assert_close(value(trace, "x"), torch.tensor([3.0, 1.5]))
 
 
 def family_model(case, dtype, size):
@@ -121,7 +145,7 @@ def family_model(case, dtype, size):
 
 @pytest.mark.parametrize("observed", [True, False], ids=["observed", "latent"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-10)])
-@pytest.mark.parametrize("case", CONTINUOUS, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in USABLE if c in CONTINUOUS], ids=lambda c: c.name)
 def test_noise_is_shared_exactly(case, dtype, tolerance, observed):
     over_worlds = case((3, N), dtype)
     data = over_worlds.sample()[0] if observed else None
@@ -133,10 +157,10 @@ def test_noise_is_shared_exactly(case, dtype, tolerance, observed):
     back = noise.predict(over_worlds, noise.abduct(over_worlds, x).roll(1, 0))[0]
     scale = x[0].abs().clamp(min=1)  # the noise of world 2 gives back the value in world 0
     assert ((back - x[0]).abs() / scale).max() < tolerance
-    assert not torch.allclose(x[0], x[1])
+    assert torch.allclose(x[0], x[1]) == (case.name in SAME_IN_ALL_WORLDS)
 
 
-@pytest.mark.parametrize("case", FAMILIES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", USABLE, ids=lambda c: c.name)
 def test_null_intervention_reproduces_every_site(case):
     def program(x):
         with pyro.plate("rows", N):
