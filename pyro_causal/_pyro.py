@@ -83,9 +83,9 @@ class FlowDistribution(TorchDistribution):
                 f"{type(flow).__name__}. Call a lazy flow with its context first: flow(context)."
             )
         self.flow = _scalar_flow(flow) if scalar else flow
-        event_dim = len(self.flow.event_shape)
-        self._support = _with_event_dim(support or flow.transform.domain, event_dim)
-        super().__init__(self.flow.batch_shape, self.flow.event_shape, validate_args=validate_args)
+        event_shape = _event_shape(self.flow)
+        self._support = _with_event_dim(support or flow.transform.domain, len(event_shape))
+        super().__init__(self.flow.batch_shape, event_shape, validate_args=validate_args)
 
     def __repr__(self) -> str:
         return (
@@ -133,6 +133,13 @@ class FlowDistribution(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         return self.flow.log_prob(value)
+
+
+def _event_shape(flow: NormalizingFlow) -> torch.Size:
+    """The shape of an event; zuko's own counts batch dims among it if the transform has them."""
+    event_dim = max(len(flow.base.event_shape), flow.transform.domain.event_dim)
+    shape = flow.event_shape
+    return shape[len(shape) - event_dim :]
 
 
 def _with_event_dim(constraint: constraints.Constraint, event_dim: int) -> constraints.Constraint:
