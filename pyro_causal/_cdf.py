@@ -35,6 +35,7 @@ __all__ = [
     "cdf",
     "log_odds",
     "log_probs",
+    "von_mises_law",
 ]
 
 Parameters = Callable[[Any], tuple[Any, ...]]
@@ -53,13 +54,14 @@ class Family(NamedTuple):
     support: str = "real"
 
 
-CHARTS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "real": lambda t: t,
-    "positive": torch.exp,
+CHARTS: Mapping[str, Callable[[Tensor], Tensor]] = {  # from the real line, tails to scale
+    "real": lambda t: t.clamp(-690.0, 690.0).sinh(),
+    "positive": lambda t: t.clamp(-690.0, 690.0).exp(),
     "unit": torch.sigmoid,
-    "circle": lambda t: 2 * t.atan(),
+    "circle": lambda t: 2 * t.clamp(-690.0, 690.0).sinh().atan(),
 }
 BOUNDS: Mapping[str, tuple[float, float]] = {  # values on the boundary count as next to it
+    "real": (-1e150, 1e150),
     "positive": (1e-300, 1e300),
     "unit": (1e-300, 1 - 2**-53),
     "circle": (-math.pi * (1 - 2**-52), math.pi * (1 - 2**-52)),
@@ -79,9 +81,14 @@ def _gumbel(z: Tensor) -> LogTails:
     return log_cdf, log1mexp(log_cdf)
 
 
+def _log_angle(z: Tensor) -> Tensor:
+    """Log of the part of a half turn that lies above `z` on the line at distance one."""
+    return (torch.ones_like(z).atan2(z) / math.pi).log()
+
+
 def _soft_laplace(z: Tensor) -> LogTails:
     z = z.clamp(-600.0, 600.0)
-    return (z.exp().atan() * 2 / math.pi).log(), ((-z).exp().atan() * 2 / math.pi).log()
+    return _log_angle((-z).exp()) + math.log(2), _log_angle(z.exp()) + math.log(2)
 
 
 def _asymmetric_laplace(z: Tensor, asymmetry: Tensor | float = 1.0) -> LogTails:
@@ -97,15 +104,18 @@ def _soft_asymmetric_laplace(z: Tensor, asymmetry: Tensor, softness: Tensor) -> 
 
     def log_convolution(z: Tensor, scale: Tensor) -> Tensor:
         ratio = softness / scale
-        return 0.5 * ratio * ratio - z / scale + log_ndtr(z / softness - ratio)
+        log_p: Tensor = 0.5 * ratio * ratio - z / scale + log_ndtr(z / softness - ratio)
+        return log_p
 
     right, left = log_convolution(z, 1 / asymmetry), log_convolution(-z, asymmetry)
     p_right = 1 / (1 + asymmetry * asymmetry)
     p_left = 1 - p_right
     below, above = log_ndtr(z / softness), log_ndtr(-z / softness)
+    rest_below = (-p_right * (right - below).clamp(max=0.0).exp()).log1p()
+    rest_above = (-p_left * (left - above).clamp(max=0.0).exp()).log1p()
     return (
-        torch.logaddexp(p_left.log() + left, below + (-p_right * (right - below).exp()).log1p()),
-        torch.logaddexp(p_right.log() + right, above + (-p_left * (left - above).exp()).log1p()),
+        torch.logaddexp(p_left.log() + left, below + rest_below),
+        torch.logaddexp(p_right.log() + right, above + rest_above),
     )
 
 
@@ -141,7 +151,7 @@ def _continuous_bernoulli(z: Tensor, logits: Tensor) -> LogTails:
     return log_cdf(z, logits), log_cdf(1 - z, -logits)
 
 
-def _loc_scale(d: Any) -> tuple[Tensor, ...]:
+def _loc_scale(d: Any) -> tuple[Any, ...]:
     return d.loc, d.scale
 
 
@@ -149,10 +159,7 @@ def _loc_scale(d: Any) -> tuple[Tensor, ...]:
 RESIDUAL: Mapping[type[td.Distribution], Family] = {
     td.Normal: Family(_loc_scale, lambda z: (log_ndtr(z), log_ndtr(-z))),
     td.Laplace: Family(_loc_scale, _asymmetric_laplace),
-    td.Cauchy: Family(
-        _loc_scale,
-        lambda z: tuple((torch.ones_like(z).atan2(s) / math.pi).log() for s in (-z, z)),
-    ),
+    td.Cauchy: Family(_loc_scale, lambda z: (_log_angle(-z), _log_angle(z))),
     td.Gumbel: Family(_loc_scale, _gumbel),
     td.HalfNormal: Family(
         lambda d: (0.0, d.scale),
@@ -161,7 +168,7 @@ RESIDUAL: Mapping[type[td.Distribution], Family] = {
     ),
     td.HalfCauchy: Family(
         lambda d: (0.0, d.scale),
-        lambda z: tuple((a.atan() * 2 / math.pi).log() for a in (z, 1 / z)),
+        lambda z: (_log_angle(1 / z) + math.log(2), _log_angle(z) + math.log(2)),
         "positive",
     ),
     td.Exponential: Family(lambda d: (0.0, d.rate.reciprocal()), _exponential, "positive"),
@@ -190,7 +197,6 @@ SCORED: Mapping[type[td.Distribution], Family] = {
         lambda d: (0.0, d.df2 / d.df1, d.df1 / 2, d.df2 / 2), beta_tails, "positive"
     ),
     td.StudentT: Family(lambda d: (d.loc, d.scale, d.df), student_tails),
-    td.VonMises: Family(lambda d: (0.0, 1.0, d.concentration), von_mises_tails, "circle"),
     td.Kumaraswamy: Family(
         lambda d: (0.0, 1.0, d.concentration1, d.concentration0), _kumaraswamy, "unit"
     ),
@@ -246,17 +252,22 @@ def cdf(d: td.Distribution) -> Law:
 
 def _family_law(family: Family, d: td.Distribution) -> Law:
     values = family.parameters(d)
-    bounds = BOUNDS.get(family.support)
 
     def tails(x: Tensor, loc: Tensor, scale: Tensor, *shapes: Tensor) -> LogTails:
         z = (x - loc) / scale
-        return family.tails(z if bounds is None else z.clamp(*bounds), *shapes)
+        return family.tails(z.clamp(*BOUNDS[family.support]), *shapes)
 
     def chart(t: Tensor, loc: Tensor, scale: Tensor, *shapes: Tensor) -> Tensor:
         return loc + scale * CHARTS[family.support](t)
 
     parameters = tuple(torch.as_tensor(v).double() for v in values)
     return Law(tails, parameters, chart, values[-1].dtype)
+
+
+def von_mises_law(d: Any) -> Law:
+    """The law of the angle from ``d.loc``; it ends opposite, so mixtures of such laws have none."""
+    family = Family(lambda d: (0.0, 1.0, d.concentration), von_mises_tails, "circle")
+    return _family_law(family, d)
 
 
 for _table in (RESIDUAL, SCORED, TRANSFORMED):
@@ -273,7 +284,7 @@ def _(d: Any) -> Law:
         log_cdf = right_cdf + log1mexp((left_cdf - right_cdf).clamp(max=-1e-300))
         return log_cdf, torch.logaddexp(right_sf, left_cdf)
 
-    return base._replace(tails=tails, chart=lambda t, *_: t.exp())
+    return base._replace(tails=tails, chart=lambda t, *_: CHARTS["positive"](t))
 
 
 @cdf.register(td.MixtureSameFamily)
@@ -285,18 +296,20 @@ def _(d: Any) -> Law:
         log_cdf, log_sf = parts.tails(x.unsqueeze(-1), *parameters)
         return (weights + log_cdf).logsumexp(-1), (weights + log_sf).logsumexp(-1)
 
-    chart = None if parts.chart is None else lambda t, *_: t
+    chart = None if parts.chart is None else lambda t, *_: CHARTS["real"](t)
     return Law(tails, (weights, *parts.parameters), chart, parts.dtype)
 
 
 def log_probs(d: Any) -> Tensor:
     """Log probabilities of a categorical `d`; `d.logits` alone knows no class of probability 0."""
-    return d.logits if d._param is d.logits else d.probs.log()
+    logits: Tensor = d.logits if d._param is d.logits else d.probs.log()
+    return logits
 
 
 def log_odds(d: Any) -> Tensor:
     """Log odds of a Bernoulli or Binomial `d`; infinite for probabilities 0 and 1."""
-    return d.logits if d._param is d.logits else d.probs.logit()
+    logits: Tensor = d.logits if d._param is d.logits else d.probs.logit()
+    return logits
 
 
 def _count_law(
@@ -378,4 +391,6 @@ def _(d: Any) -> Law:
         stay = (-gate).log1p()
         return torch.logaddexp(gate.log(), stay + log_cdf), stay + log_sf
 
-    return _count_law(tails, (d.gate, *base.parameters), base.dtype)
+    # Reading the gate of a distribution given by its gate_logits would break its `expand`.
+    gate = d.gate if "gate" in vars(d) else d.gate_logits.sigmoid()
+    return _count_law(tails, (gate, *base.parameters), base.dtype)

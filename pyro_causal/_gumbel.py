@@ -1,6 +1,6 @@
 """Exact posterior draws of the noise behind categories and binary values.
 
-A category is the largest of ``logits + gumbels``; a binary value is the sign of ``logit + logistic``.
+A category is the largest of ``logits + gumbels``, a binary value the side of ``logit + logistic``.
 
 **References** Maddison, Tarlow & Minka 2014, "A* sampling", https://arxiv.org/abs/1411.0030,
 section 3 (top-down construction).

@@ -20,7 +20,6 @@ from torch.autograd.function import once_differentiable
 __all__ = [
     "LogTails",
     "beta_tails",
-    "forbid_tracing",
     "gamma_tails",
     "log1mexp",
     "student_tails",
@@ -37,14 +36,6 @@ def log1mexp(t: Tensor) -> Tensor:
     return torch.where(t > -0.7, near, (-t.clamp(max=-0.5).exp()).log1p())
 
 
-def forbid_tracing() -> None:
-    if torch.jit.is_tracing():
-        raise NotImplementedError(
-            "Noise of this distribution is found by iteration, which torch.jit.trace cannot "
-            "record: expected a family with a closed form. Run without JIT."
-        )
-
-
 class _Tails(torch.autograd.Function):
     """Log tails by scipy, differentiated by the density and, in the shapes, by central differences.
 
@@ -59,7 +50,6 @@ class _Tails(torch.autograd.Function):
         log_density: Callable[..., Array],
         *inputs: Tensor,
     ) -> LogTails:
-        forbid_tracing()
         ctx.tails, ctx.log_density = tails, log_density
         ctx.arrays = [i.detach().cpu().numpy() for i in inputs]
         ctx.shapes = [i.shape for i in inputs]
@@ -68,30 +58,38 @@ class _Tails(torch.autograd.Function):
         return log_cdf, log_sf
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_cdf: Tensor, grad_sf: Tensor) -> tuple[Tensor | None, ...]:
-        log_cdf, log_sf = ctx.saved_tensors
-        grads: list[Tensor | None] = [None, None]
-        for i, needed in enumerate(ctx.needs_input_grad[2:]):
-            if not needed:
-                grads.append(None)
-                continue
-            if i == 0:
-                log_p = _as_tensor(_quiet(ctx.log_density, ctx.arrays), grad_cdf)
-                slopes = (log_p - log_cdf).exp(), -(log_p - log_sf).exp()
-            else:
-                step = 1e-5 * ctx.arrays[i]
-                up, down = (
-                    _quiet(ctx.tails, [*ctx.arrays[:i], ctx.arrays[i] + h, *ctx.arrays[i + 1 :]])
-                    for h in (step, -step)
-                )
-                slopes = tuple(
-                    _as_tensor((b - a) / (2 * step), grad_cdf)
-                    for a, b in zip(down, up, strict=True)
-                )
-            total = grad_cdf * slopes[0] + grad_sf * slopes[1]
-            grads.append(total.sum_to_size(ctx.shapes[i]))
-        return tuple(grads)
+        def grad(i: int) -> Tensor:
+            d_cdf, d_sf = _slopes(ctx, i)
+            return (grad_cdf * d_cdf + grad_sf * d_sf).sum_to_size(ctx.shapes[i])
+
+        needed = ctx.needs_input_grad[2:]
+        return None, None, *(grad(i) if need else None for i, need in enumerate(needed))
+
+
+def _slopes(ctx: Any, i: int) -> LogTails:
+    """The derivatives of both log tails in the value (i = 0) or in a shape."""
+    log_cdf, log_sf = ctx.saved_tensors
+    if i == 0:
+        log_p = _as_tensor(_quiet(ctx.log_density, ctx.arrays), log_cdf)
+        return (log_p - log_cdf).exp(), -(log_p - log_sf).exp()
+    step = 1e-5 * ctx.arrays[i]
+    before, after = (
+        _quiet(ctx.tails, [*ctx.arrays[:i], ctx.arrays[i] + h, *ctx.arrays[i + 1 :]])
+        for h in (-step, step)
+    )
+    d_cdf, d_sf = (
+        _as_tensor((y - x) / (2 * step), log_cdf) for x, y in zip(before, after, strict=True)
+    )
+    return d_cdf, d_sf
+
+
+def _tails(
+    tails: Callable[..., tuple[Array, Array]], log_density: Callable[..., Array], *inputs: Tensor
+) -> LogTails:
+    log_tails: LogTails = _Tails.apply(tails, log_density, *inputs)  # type: ignore[no-untyped-call]
+    return log_tails
 
 
 def _quiet(function: Callable[..., Any], arrays: list[Array]) -> Any:
@@ -104,16 +102,20 @@ def _as_tensor(array: Array, like: Tensor) -> Tensor:
     return torch.as_tensor(np.asarray(array), dtype=torch.float64, device=like.device)
 
 
-def _logs(cdf: Array, sf: Array, far_cdf: Array, far_sf: Array) -> tuple[Array, Array]:
-    """Log tails from the smaller one; `far_*` stand in for tails that underflow."""
-    log_cdf = np.where(cdf < sf, np.where(cdf < 1e-290, far_cdf, np.log(cdf)), np.log1p(-sf))
-    log_sf = np.where(cdf < sf, np.log1p(-cdf), np.where(sf < 1e-290, far_sf, np.log(sf)))
-    return log_cdf, log_sf
+def _logs(cdf: Array, sf: Array, far: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Log tails, both from the smaller one; `far` stands in for tails that underflow."""
+    lower = cdf < sf
+    small = np.where(lower, cdf, sf)
+    log_small = np.log(small)
+    if (small < 1e-290).any():
+        log_small = np.where(small < 1e-290, np.where(lower, *far()), log_small)
+    log_large = np.log1p(-small)
+    return np.where(lower, log_small, log_large), np.where(lower, log_large, log_small)
 
 
 def gamma_tails(z: Tensor, shape: Tensor) -> LogTails:
     """Log tails of the standard gamma distribution, for z > 0."""
-    return _Tails.apply(_gamma_tails, _gamma_log_density, z, shape)
+    return _tails(_gamma_tails, _gamma_log_density, z, shape)
 
 
 def _gamma_log_density(z: Array, a: Array) -> Array:
@@ -121,18 +123,16 @@ def _gamma_log_density(z: Array, a: Array) -> Array:
 
 
 def _gamma_tails(z: Array, a: Array) -> tuple[Array, Array]:
-    far = _gamma_log_density(z, a)
-    return _logs(
-        special.gammainc(a, z),
-        special.gammaincc(a, z),
-        far + np.log(z / a) - np.log1p(-z / (a + 1)),
-        far - np.log1p(-(a - 1) / z),
-    )
+    def far() -> tuple[Array, Array]:
+        log_p = _gamma_log_density(z, a)
+        return log_p + np.log(z / a) - np.log1p(-z / (a + 1)), log_p - np.log1p(-(a - 1) / z)
+
+    return _logs(special.gammainc(a, z), special.gammaincc(a, z), far)
 
 
 def beta_tails(odds: Tensor, a: Tensor, b: Tensor) -> LogTails:
     """Log tails of Beta(a, b) at ``odds = x / (1 - x) > 0``, which resolve both ends alike."""
-    return _Tails.apply(_beta_tails, _beta_log_density, odds, a, b)
+    return _tails(_beta_tails, _beta_log_density, odds, a, b)
 
 
 def _beta_log_density(odds: Array, a: Array, b: Array) -> Array:
@@ -141,18 +141,18 @@ def _beta_log_density(odds: Array, a: Array, b: Array) -> Array:
 
 def _beta_tails(odds: Array, a: Array, b: Array) -> tuple[Array, Array]:
     x, y = odds / (1 + odds), 1 / (1 + odds)
-    far = _beta_log_density(odds, a, b)
-    return _logs(
-        special.betainc(a, b, x),
-        special.betainc(b, a, y),
-        far + np.log(odds / a) - np.log1p(-x * (a + b) / (a + 1)),
-        far + np.log(odds / b) - np.log1p(-y * (a + b) / (b + 1)),
-    )
+
+    def far() -> tuple[Array, Array]:
+        log_p = _beta_log_density(odds, a, b) + np.log(odds)
+        lower, upper = x * (a + b) / (a + 1), y * (a + b) / (b + 1)
+        return log_p - np.log(a) - np.log1p(-lower), log_p - np.log(b) - np.log1p(-upper)
+
+    return _logs(special.betainc(a, b, x), special.betainc(b, a, y), far)
 
 
 def student_tails(z: Tensor, df: Tensor) -> LogTails:
     """Log tails of the standard Student's t distribution."""
-    return _Tails.apply(_student_tails, _student_log_density, z, df)
+    return _tails(_student_tails, _student_log_density, z, df)
 
 
 def _student_log_density(z: Array, df: Array) -> Array:

@@ -109,13 +109,15 @@ def _stick_breaking(s: tuple[int, ...], t: torch.dtype) -> dist.TorchDistributio
     return dist.TransformedDistribution(base, [affine, transforms.StickBreakingTransform()])
 
 
-def _flow(s: tuple[int, ...], t: torch.dtype) -> zuko.distributions.NormalizingFlow:
-    """Zuko's convention: the transform maps a value to its base noise."""
-    affine = transforms.AffineTransform(grid(s, -1.0, 1.0, t), grid(s, 0.5, 1.5, t))
-    to_noise = transforms.ComposeTransform([transforms.ExpTransform().inv, affine])
-    return zuko.distributions.NormalizingFlow(
-        to_noise, torch.distributions.Normal(torch.zeros(s, dtype=t), 1.0)
-    )
+def _flow(
+    s: tuple[int, ...], t: torch.dtype, features: int = 3
+) -> zuko.distributions.NormalizingFlow:
+    """By zuko's convention the transform maps a value to its noise."""
+    shift, scale = _vector(s, t, features), _vector(s, t, features).exp()
+    affine = zuko.transforms.MonotonicAffineTransform(shift, scale.log())
+    to_noise = zuko.transforms.ComposedTransform(transforms.ExpTransform().inv, affine)
+    base = zuko.distributions.DiagNormal(torch.zeros_like(shift), torch.ones_like(shift))
+    return zuko.distributions.NormalizingFlow(zuko.transforms.DependentTransform(to_noise, 1), base)
 
 
 def _mask(s: tuple[int, ...], t: torch.dtype) -> dist.TorchDistribution:
@@ -240,6 +242,10 @@ CONTINUOUS = [
     Case("zuko_flow", _flow),
     Case("zuko_to_pyro", lambda s, t: ZukoToPyro(_flow(s, t))),
     Case("flow_distribution", lambda s, t: FlowDistribution(_flow(s, t))),
+    Case(
+        "scalar_flow_distribution",
+        lambda s, t: FlowDistribution(_flow(s, t, 1), scalar=True),
+    ),
     Case(
         "independent_normal",
         lambda s, t: dist.Normal(_vector(s, t), _vector(s, t).exp()).to_event(1),
