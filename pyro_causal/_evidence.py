@@ -58,13 +58,13 @@ def observe_once(
     observer = _Observer(given)
     sites = trace_once(observer(model), args, kwargs)
     require_sites(given, sites, "the evidence")
-    for name, value in observer.outside.items():
+    for name in observer.outside:
         support = sites[name]["fn"].support
         again = trace_once(_Observer(given)(model), args, kwargs)[name]["fn"].support
         if repr(support) == repr(again):  # else it depends on open sites: a draw may contain it
             raise ValueError(
                 f"At site '{name}', evidence outside the support: expected values in {support}, "
-                f"got {_show(value)}. Do check the units of the evidence."
+                f"got {_show(given[name])}. Do check the units of the evidence."
             )
     return sites, observer.values
 
@@ -76,7 +76,7 @@ class _Observer(Messenger):
         super().__init__()
         self.given = given
         self.values: dict[str, Tensor] = {}
-        self.outside: dict[str, Tensor] = {}
+        self.outside: list[str] = []
 
     def _pyro_sample(self, msg: Site) -> None:
         name, fn = msg["name"], msg["fn"]
@@ -92,7 +92,7 @@ class _Observer(Messenger):
         like = fn.sample()
         value = _fit(self.given[name], name, like, fn.event_dim)
         if not bool(_inside(fn, value).all()):
-            self.outside[name] = value
+            self.outside.append(name)
         msg["value"], msg["is_observed"] = value, True
         self.values[name] = value
 
@@ -149,7 +149,8 @@ def _inside(fn: Any, value: Tensor) -> Tensor:
     return inside
 
 
-def _show(value: Tensor) -> str:
+def _show(value: Any) -> str:
+    value = torch.as_tensor(value)
     return f"{value.item():g}" if value.numel() == 1 else f"a tensor of shape {tuple(value.shape)}"
 
 

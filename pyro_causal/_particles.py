@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
 from pyro_causal._actions import require_sites
@@ -136,7 +137,7 @@ class Particles:
                 program(*self.args, **self.kwargs)
                 return tracer.trace
             try:
-                with pyro.plate("_draws", self.number, dim=dim):
+                with _ExpandEvidence(self.number, dim), pyro.plate("_draws", self.number, dim=dim):
                     program(*self.args, **self.kwargs)
             except Exception as error:
                 error.add_note(
@@ -145,6 +146,23 @@ class Particles:
                 )
                 raise
         return tracer.trace
+
+
+class _ExpandEvidence(Messenger):
+    """Give observed values the axis of draws: what an action makes of them may differ by draw."""
+
+    def __init__(self, number: int, dim: int) -> None:
+        super().__init__()
+        self.number = number
+        self.dim = dim
+
+    def _pyro_sample(self, msg: Site) -> None:
+        value = msg["value"]
+        if not msg["is_observed"] or value is None or deterministic(msg) or site_is_factor(msg):
+            return
+        padding = msg["fn"].event_dim - self.dim - 1 - value.dim()
+        if padding >= 0:
+            msg["value"] = value.expand(self.number, *(1,) * padding, *value.shape)
 
 
 def _left_of_plates(value: Tensor, site: Site, dim: int) -> Tensor:

@@ -68,12 +68,17 @@ class QueryResult:
     @property
     def mean(self) -> Tensor:
         """The expected value, ``[*plates, *event]``; of a binary site, the probability of one."""
-        return (self.weights * self.draws.to(self.weights)).sum(0)
+        return self._average(self.draws)
 
     @property
     def std(self) -> Tensor:
         """The standard deviation, ``[*plates, *event]``."""
-        return (self.weights * (self.draws.to(self.weights) - self.mean).square()).sum(0).sqrt()
+        return self._average((self.draws - self.mean).square()).sqrt()
+
+    def _average(self, values: Tensor) -> Tensor:
+        """Weighted mean over the draws; their rounding errors do not add up."""
+        weights = self.weights.double().reshape(self.weights.shape[: values.dim()])
+        return ((weights * values).sum(0) / weights.sum(0)).to(self.weights.dtype)
 
     @property
     def ess(self) -> float:
@@ -127,7 +132,7 @@ class QueryResult:
                 f"At site '{self.of}', event: expected a truth value for each draw of "
                 f"{tuple(self.draws.shape)}, got {got}. Do reduce over the event dims at most."
             )
-        return (self.weights.reshape(shape[: hits.dim()]) * hits.to(self.weights)).sum(0)
+        return self._average(hits)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Any:
         """Draw the distribution of the answer: a matplotlib figure, saved to ``path`` if given."""
@@ -144,15 +149,20 @@ class QueryResult:
     def __repr__(self) -> str:
         from pyro_causal.export import world_names
 
-        evidence = ", ".join(f"{name}={_short(value)}" for name, value in self.given.items())
-        low, high = self.interval(0.9)
+        number, mean = len(self.draws), _short(self.mean)
         rows = {
             "do": world_names(self.do)[1][3:-1] if self.do else "",
-            "given": evidence,
-            "mean": _short(self.mean),
-            "std": _short(self.std),
-            "90%": f"{_short(low)} to {_short(high)}",
-            "draws": f"{len(self.draws)} ({self.source}), effective sample size {self.ess:.0f}",
+            "given": ", ".join(f"{name}={_short(value)}" for name, value in self.given.items()),
+            "value": mean,
+        }
+        if number > 1:
+            if self.mean.dim() == 0:
+                mean += f" ± {float(self.std) / self.ess**0.5:.1g}"
+            low, high = self.interval(0.9)
+            rows["value"] = f"mean {mean}, 90% in {_short(low)} to {_short(high)}"
+        effective = f", {self.ess:.0f} effective" if self.ess < number - 0.5 else ""
+        rows |= {
+            "draws": f"{number} ({self.source}){effective}",
             "noise": ", ".join(f"{site}: {how}" for site, how in self.conventions.items()),
             "seed": str(self.seed),
             "versions": ", ".join(f"{name} {number}" for name, number in self.versions.items()),

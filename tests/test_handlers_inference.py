@@ -1,4 +1,4 @@
-"""Inference under `worlds` is inference without: same losses, gradients, estimates and posteriors."""
+"""Inference under `worlds` is inference without: same losses, gradients, estimates, posteriors."""
 
 import warnings
 
