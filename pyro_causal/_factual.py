@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TypeAlias
 
 import torch
@@ -21,6 +22,7 @@ def spans(shape: Sequence[int], dim: int) -> bool:
     return len(shape) >= -dim and shape[dim] != 1
 
 
+@cache
 def world_frame(dim: int) -> CondIndepStackFrame:
     """The plate of the worlds at `dim`, as it is scored: of size one."""
     return CondIndepStackFrame(f"_worlds{dim}", dim, 1, 0)
@@ -102,7 +104,8 @@ class Factual(TorchDistribution):
             if not spans(self.base.batch_shape, dim):
                 value = narrow(value, dim, self.event_dim)
         density = self._narrow(self.base.log_prob(value))
-        return density.reshape((1,) * (len(self.batch_shape) - density.dim()) + density.shape)
+        missing = len(self.batch_shape) - density.dim()
+        return density.reshape((1,) * missing + density.shape) if missing else density
 
     def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """World 0 of a sample of the base."""

@@ -196,7 +196,7 @@ def dispatch(
         return
     msg["_causal"] = pending = [handler]
     stack = _PYRO_STACK
-    top = first = next(i for i in reversed(range(len(stack))) if stack[i] is handler)
+    top = first = stack.index(handler)
     while first and not msg["stop"]:
         first -= 1
         if not (msg.get("_fixed") and isinstance(stack[first], ReparamMessenger)):

@@ -1,0 +1,136 @@
+"""The benchmark at toy size: its programs compute the same things, and its numbers are all there.
+
+No test looks at a time.
+"""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from pyro import poutine
+
+SITES, ROWS = 12, 40
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    path = Path(__file__).parents[1] / "benchmarks" / "handlers.py"
+    spec = importlib.util.spec_from_file_location("benchmark_handlers", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def data(bench):
+    return bench.linear_gaussian(SITES, ROWS)()
+
+
+@pytest.fixture
+def plain(bench, data):
+    return poutine.condition(bench.linear_gaussian(SITES, ROWS), data)
+
+
+def log_density(program):
+    return poutine.trace(program).get_trace().log_prob_sum()
+
+
+def would_be(bench, data, action):
+    """Counterfactual values in closed form: how far each site moves with its parents."""
+    values, moves = {}, []
+    for name, value in data.items():
+        parents = zip(bench.WEIGHTS, reversed(moves[-3:]), strict=False)
+        move = sum((w * m for w, m in parents), torch.zeros(ROWS))
+        move = action[name] - value if name in action else move
+        values[name] = value + move
+        moves.append(move)
+    return values
+
+
+def test_worlds_are_the_counterfactuals_in_closed_form(bench, data, plain):
+    for program, actions in (
+        (bench.doses(plain, 3), [{"x0": 0.0}, {"x0": 1.0}, {"x0": 2.0}]),
+        (bench.one_by_one(plain, 3), [{"x0": 1.0}, {"x1": 1.0}, {"x2": 1.0}]),
+    ):
+        values = program()
+        for k, action in enumerate([{}, *actions]):
+            for name, expected in would_be(bench, data, action).items():
+                torch.testing.assert_close(values[name].expand(4, ROWS)[k], expected)
+
+
+def test_all_programs_have_the_same_log_density(bench, data, plain):
+    longer = poutine.condition(bench.linear_gaussian(SITES, ROWS, bench.transformed), data)
+    expected = log_density(plain)
+    for program in (plain, longer):
+        torch.testing.assert_close(log_density(program), expected)
+        torch.testing.assert_close(log_density(bench.doses(program, 10)), expected)
+        torch.testing.assert_close(log_density(bench.one_by_one(program, 10)), expected)
+
+
+def test_ways_run_what_they_say(bench, plain):
+    assert bench.WAYS["values"](plain).keys() == plain().keys()
+    torch.testing.assert_close(bench.WAYS["density"](plain), log_density(plain))
+
+
+def test_only_equals_are_timed(bench, data, plain):
+    factual, first, second = (
+        torch.stack(list(would_be(bench, data, action).values()))
+        for action in ({}, {"x0": 1.0}, {"x1": 1.0})
+    )
+    both = torch.full_like(factual, math.nan)  # the world that only one of the two has
+
+    def theirs(shift):
+        grid = torch.stack([factual, first, second + shift, both]).reshape(2, 2, SITES, ROWS)
+        return dict(zip(data, grid.unbind(2), strict=True))
+
+    ours = bench.one_by_one(plain, 2)
+    bench.check(ours, lambda: theirs(0.0), 2)
+    for shift in (0.01, math.nan):
+        with pytest.raises(RuntimeError, match="ChiRho's counterfactual values differ from ours"):
+            bench.check(ours, lambda shift=shift: theirs(shift), 2)
+
+
+def test_chirho_answers_the_same_questions(bench, data, plain):
+    pytest.importorskip("chirho", reason="needs the bench extra")
+    for count in (1, 2, 3):
+        theirs = bench.subsets(SITES, ROWS, data, count)
+        bench.check(bench.one_by_one(plain, count), theirs, count)
+        assert theirs()[f"x{SITES - 1}"].numel() == 2**count * ROWS
+
+
+def test_memory_is_linear_in_the_worlds(bench, plain):
+    one, ten, twenty = (bench.megabytes(bench.doses(plain, k)) for k in (1, 10, 20))
+    assert ten > one > bench.megabytes(plain)
+    assert (twenty - ten) / 10 == pytest.approx((ten - one) / 9, rel=0.01)
+
+
+def numbers(results):
+    """All numbers of nested results."""
+    for entry in results.values():
+        yield from numbers(entry) if isinstance(entry, dict) else [entry]
+
+
+@pytest.mark.parametrize("chirho", [False, True])
+def test_benchmark(bench, chirho, tmp_path, capsys, monkeypatch):
+    if chirho:
+        pytest.importorskip("chirho", reason="needs the bench extra")
+    else:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    out = tmp_path / "bench.json"
+    sizes = ["--sites", str(SITES), "--rows", str(ROWS), "--rounds", "2"]
+    results = bench.main(bench.parse([*sizes, "--out", str(out)]))
+    assert all(math.isfinite(number) and number > 0 for number in numbers(results))
+    assert bool(results["doubling"]) == chirho
+    printed = capsys.readouterr().out
+    for table in ("milliseconds", "ratios"):
+        assert all(name in printed for name in results[table])
+        assert any("ChiRho" in name for name in results[table]) == chirho
+    assert all(f"{top} / {bottom}" in results["ratios"] for top, bottom in bench.TARGETS)
+    record = json.loads(out.read_text())
+    assert (record["sites"], record["rows"]) == (SITES, ROWS)
+    assert record["ratios"] == results["ratios"]
+    assert record["versions"]["torch"] == torch.__version__
