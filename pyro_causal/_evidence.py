@@ -89,7 +89,7 @@ class _Observer(Messenger):
                 f"left open, but the program {how}. Do drop one of the two, or hand the action "
                 "over as do=, since evidence speaks of the factual world."
             )
-        like = fn.sample()
+        like = fn()
         value = _fit(self.given[name], name, like, fn.event_dim)
         if not bool(_inside(fn, value).all()):
             self.outside.append(name)
@@ -240,7 +240,7 @@ def _score(site: Site) -> Tensor:
         score: Tensor = fn.log_prob(value)
     else:  # torch refuses to score these
         somewhere = inside.reshape(inside.shape + (1,) * fn.event_dim)
-        score = fn.log_prob(torch.where(somewhere, value, fn.sample()))
+        score = fn.log_prob(torch.where(somewhere, value, fn()))
         score = score.masked_fill(~inside, -torch.inf)
     return cast(Tensor, scale_and_mask(score, site["scale"], site["mask"]))
 
@@ -285,7 +285,7 @@ def weights_at(weights: Tensor, site: Site) -> Tensor:
 def _revive(draws: Tensor, weights: Tensor, site: Site) -> Tensor:
     """Put the likeliest draw in place of those that the evidence excludes; the weight stays zero.
 
-    The noise of evidence that a draw makes impossible does not exist, so none can be abducted.
+    What the program computes from an excluded draw need not be a number.
     """
     share = weights_at(weights, site)
     return torch.where(share > 0, draws, draws.take_along_dim(share.argmax(0, keepdim=True), 0))

@@ -284,8 +284,11 @@ class WorldsMessenger(CausalMessenger):
                 columns.append(column(value, k))
             elif is_hard(action) and mechanism_differs:
                 columns.append(coerce(action, name, column(value, k)))
-            elif draws_afresh(action) or callable(action):
-                columns.append(apply_action(action, name, fn, column(value, k)))
+            elif is_hard(action) or callable(action):
+                like = column(value, k)
+                if isinstance(action, TorchDistributionMixin):  # one draw per particle
+                    like = column(like.expand(torch.broadcast_shapes(like.shape, fn.shape())), 0)
+                columns.append(apply_action(action, name, fn, like))
             else:
                 columns.append(column(apply_action(action, name, fn, value), k))
-        msg["value"] = torch.cat(columns, axis)
+        msg["value"] = torch.cat(torch.broadcast_tensors(*columns), axis)

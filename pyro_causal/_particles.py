@@ -50,10 +50,10 @@ def sample_sites(trace: Trace) -> Sites:
     }
 
 
-def plate_nesting(*programs: Sites) -> int:
-    """How many batch dims the programs use."""
+def plate_nesting(sites: Sites) -> int:
+    """How many batch dims a program uses."""
     used = [0]
-    for site in (site for sites in programs for site in sites.values()):
+    for site in sites.values():
         used.append(len(getattr(site["fn"], "batch_shape", ())))
         used += [-frame.dim for frame in site["cond_indep_stack"] if frame.dim is not None]
     return max(used)
@@ -166,7 +166,7 @@ class _ExpandEvidence(Messenger):
 
 
 def _left_of_plates(value: Tensor, site: Site, dim: int) -> Tensor:
-    """Move the axis of draws of `[num_samples, *plates, *event]` to the batch dim `dim`."""
+    """Move the axis of draws of `[number, *plates, *event]` to the batch dim `dim`."""
     plates = value.dim() - 1 - event_dim(site)
     return value.reshape(value.shape[:1] + (1,) * (-dim - 1 - plates) + value.shape[1:])
 

@@ -59,7 +59,7 @@ class CounterfactualPredictive(torch.nn.Module):
     **Shapes** Called with the arguments of the model, it returns ``{site: [num_samples,
     1 + len(actions), *plates, *event]}``, world 0 factual, also for sites that no action reaches.
 
-    No gradients are kept.
+    Draws carry no gradients.
 
     **Raises** ``ValueError``, ``TypeError``: names, actions or samples that do not fit the program.
 
@@ -148,10 +148,15 @@ def draw_worlds(
 
 
 def variables(sites: Sites) -> list[str]:
+    """The sites that have a value worth asking about."""
     return [name for name, site in sites.items() if not site_is_factor(site)]
 
 
 def check_sources(guide: Model | None, posterior_samples: Values | None, number: int) -> None:
+    """Refuse two sources of open sites, and no draws.
+
+    **Raises** ``ValueError``.
+    """
     if guide is not None and posterior_samples is not None:
         raise ValueError(
             "Open sites have two sources: expected a guide or posterior_samples, got both. Do pass "

@@ -73,7 +73,7 @@ class QueryResult:
     @property
     def std(self) -> Tensor:
         """The standard deviation, ``[*plates, *event]``."""
-        return self._average((self.draws - self.mean).square()).sqrt()
+        return self._average((self.draws.to(self.mean) - self.mean).square()).sqrt()
 
     def _average(self, values: Tensor) -> Tensor:
         """Weighted mean over the draws; their rounding errors do not add up."""

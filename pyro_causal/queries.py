@@ -59,13 +59,13 @@ def query(
 ) -> QueryResult:
     r"""Ask about one site: what is, what would be if, or what would have been.
 
-    =============  =======================  =========================================
-    rung           asked by                 answer
-    =============  =======================  =========================================
-    association    neither, or ``given``    :math:`p(y \mid e)`
-    intervention   ``do``                   :math:`p(y \mid do(x))`
-    counterfactual ``do`` and ``given``     :math:`p(y_x \mid e)`: abduction, action, prediction
-    =============  =======================  =========================================
+    ==============  =======================  =========================================
+    rung            asked by                 answer
+    ==============  =======================  =========================================
+    association     neither, or ``given``    :math:`p(y \mid e)`
+    intervention    ``do``                   :math:`p(y \mid do(x))`
+    counterfactual  ``do`` and ``given``     :math:`p(y_x \mid e)`: abduction, action, prediction
+    ==============  =======================  =========================================
 
     Evidence always speaks of the factual world, so it may well name the target of ``do`` (the
     effect on the treated). What the program observes itself, by ``obs=``, is evidence too. To
@@ -141,12 +141,7 @@ def query(
         seed=torch.initial_seed(),
         versions=_versions(),
     )
-    if result.ess < min(ENOUGH, len(draws) / 10):
-        warnings.warn(
-            f"Only {result.ess:.1f} of {len(draws)} draws from the prior are effective under the "
-            "evidence: the answer is unreliable. Pass a guide, or raise num_samples.",
-            stacklevel=2,
-        )
+    _warn_of_few(result)
     return result
 
 
@@ -156,7 +151,7 @@ def counterfactual_function(
     guide: Model | None = None,
     arguments: Callable[[Values], Sequence[Any]] = lambda evidence: (),
 ) -> Callable[[Values, Mapping[str, Action]], dict[str, Tensor]]:
-    """A model as a function of evidence and action, as :mod:`pyro_causal.metrics` takes it.
+    """A model as a function of evidence and action, which is what metrics take.
 
     Each call abducts anew, with one draw of what the evidence leaves open.
 
@@ -209,6 +204,16 @@ def _abduct(
     if open_sites(sites):
         return "from the program", None, None
     return "of the noise, given the evidence", None, None
+
+
+def _warn_of_few(result: QueryResult) -> None:
+    number = len(result.draws)
+    if result.ess < min(ENOUGH, number / 10):
+        warnings.warn(
+            f"Only {result.ess:.1f} of {number} draws from the prior are effective under the "
+            "evidence: the answer is unreliable. Pass a guide, or raise num_samples.",
+            stacklevel=3,
+        )
 
 
 def _is_fixed(action: Action) -> bool:

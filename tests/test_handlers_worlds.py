@@ -229,6 +229,23 @@ def test_every_kind_of_action():
     assert_close(v[6][:, 0], 1.0 + e_v[:, 0])
 
 
+def test_actions_on_an_observed_target_under_particles():
+    """The observed value has no particle axis; what takes its place may have one."""
+
+    def program():
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("rows", N):
+            return pyro.sample("x", dist.Normal(0.0, scale), obs=ROWS)
+
+    actions = [{"x": dist.Normal(0.0, 1.0)}, {"x": soft(lambda d: dist.Normal(1.0, d.scale**2))}]
+    with pyro.plate("particles", 4, dim=-2):
+        trace = run(worlds(program, [*actions, {"x": 2.0}]))
+    x, scale = value(trace, "x"), value(trace, "scale")
+    assert x.shape == (4, 4, N) and x[1].unique().numel() == 4 * N
+    assert_close(x[2], 1 + scale**2 * (ROWS / scale))
+    assert (x[3] == 2).all() and torch.equal(x[0], ROWS.expand(4, N))
+
+
 def test_deterministic_target():
     trace = run(worlds(model, [{"d": 1.0}, {"x": 1.0, "d": lambda d: d + 1}]))
     d, h, y = (value(trace, name) for name in "dhy")

@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.contrib.zuko import ZukoToPyro
 from pyro.infer import SVI, Predictive, Trace_ELBO, autoguide
 from pyro.optim import Adam
 from torch import Tensor, tensor
@@ -186,6 +187,28 @@ def test_counts_have_another_convention() -> None:
     assert bool((result.draws >= 2).all())
 
 
+def test_vectors_of_discrete_sites_have_a_convention() -> None:
+    def votes() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("v", dist.Bernoulli(logits=x[..., None].expand(*x.shape, 3)).to_event(1))
+
+    result = query(votes, "v", do={"x": 9.0}, given={"x": 0.0, "v": tensor([0.0, 1.0, 1.0])})
+    assert result.conventions == {"v": "Gumbel-max"}
+    assert result.samples.shape == (1000, 3)
+    assert bool((result.samples[:, 1:] == 1).all())
+
+
+def test_a_distribution_without_support_is_taken_as_it_is() -> None:
+    """And one that cannot be expanded over draws, all the same."""
+
+    def wrapped() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", ZukoToPyro(torch.distributions.Normal(2 * x, 1.0)))
+
+    unit = {"x": 1.0, "y": 5.0}
+    assert float(query(wrapped, "y", do={"x": 3.0}, given=unit, parallel=False)) == 9.0
+
+
 # Units of a plate
 
 
@@ -288,21 +311,22 @@ def test_evidence_before_all_open_sites_costs_nothing() -> None:
     assert (result.source, result.ess) == ("from the program", pytest.approx(1000))
 
 
-@pytest.mark.parametrize(
-    "family", [lambda z: dist.Uniform(0.0, z), lambda z: dist.AffineBeta(1.0, 1.0, 0.0, z)]
-)
-def test_draws_that_the_evidence_excludes(family: Callable[[Tensor], Any]) -> None:
-    """y = z v with uniform z and v: a draw z < y has no noise for y. E[1 / z | y] is known."""
+def test_draws_that_the_evidence_excludes() -> None:
+    """With y = z v, uniform z and v, the moments of z given y are known; draws have z < y too."""
 
     def bounded() -> None:
         with pyro.plate("rows", 2):
             z = pyro.sample("z", dist.Uniform(0.0, 1.0))
-            pyro.sample("y", family(z))
+            y = pyro.sample("y", dist.Uniform(0.0, z))
+            pyro.deterministic("root", (z - y).sqrt())
 
     y = tensor([0.2, 0.6])
     result = query(bounded, "y", do={"z": 0.5}, given={"y": y}, num_samples=NUMBER)
     assert_mean(result, 0.5 * y * (1 / y - 1) / (1 / y).log())
     assert bool((result.weights == 0).any())
+    angle = (1 / y - 1).sqrt().atan()
+    root = query(bounded, "root", given={"y": y}, num_samples=NUMBER)
+    assert_mean(root, 2 * ((1 - y).sqrt() - y.sqrt() * angle) / (1 / y).log())
 
 
 def test_evidence_on_what_the_program_shifts_is_natural() -> None:
@@ -397,8 +421,8 @@ def test_a_trained_guide() -> None:
     evidence = {"x": tensor([1.2, -0.3]), "y": tensor([2.0, 0.5])}
     observed = poutine.condition(rows, evidence)
     guide = autoguide.AutoNormal(observed)
-    svi = SVI(observed, guide, Adam({"lr": 0.03}), Trace_ELBO(num_particles=4))
-    for _ in range(400):
+    svi = SVI(observed, guide, Adam({"lr": 0.05}), Trace_ELBO(num_particles=4))
+    for _ in range(200):
         svi.step(2)
     result = query(rows, "u", given=evidence, guide=guide, num_samples=4000, args=(2,))
     precision = 1 + 1 + C**2 / R**2
@@ -600,6 +624,8 @@ def test_samples_have_equal_weight() -> None:
     assert result.samples[:, 1].tolist() == [1.0, 2.0, 3.0, 4.0]
     even = replace(result, weights=tensor([0.2, 0.3, 0.3, 0.2])[:, None])
     assert even.samples.tolist() == [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [4.0, 4.0]]
+    equal = query(confounded, "u")
+    assert equal.samples is equal.draws
     many = query(confounded, "u", given={"x": 1.2}, num_samples=NUMBER)
     assert many.samples.mean().item() == pytest.approx(float(many), abs=0.01)
     assert many.samples.std().item() == pytest.approx(float(many.std), rel=1e-2)
@@ -615,6 +641,17 @@ def test_probability_of_an_event_over_vectors() -> None:
     torch.testing.assert_close(share, tensor([0.5, 0.5]), atol=0.02, rtol=0)
     radius = query(model, "v", num_samples=NUMBER).prob(lambda v: v.square().sum(-1) < 2.366)
     torch.testing.assert_close(radius, tensor(0.5), atol=0.02, rtol=0)
+
+
+def test_a_site_of_truth_values_answers_with_a_probability() -> None:
+    def model() -> None:
+        y = pyro.sample("y", dist.Normal(0.0, 1.0))
+        pyro.deterministic("high", y > 0, event_dim=0)
+
+    result = query(model, "high", num_samples=NUMBER)
+    assert_mean(result, 0.5, 0.5)
+    assert float(result.prob(lambda high: high)) == pytest.approx(float(result))
+    assert "90% in 0 to 1" in repr(result)
 
 
 def test_result_reads_well() -> None:
