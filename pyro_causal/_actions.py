@@ -8,20 +8,20 @@ from numbers import Number
 from typing import Any, TypeAlias, cast
 
 import torch
-from pyro.distributions import Delta, Independent, MaskedDistribution, TorchDistribution
+from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.util import is_validation_enabled
 from pyro.util import ignore_jit_warnings
 from torch import Tensor
 
 from pyro_causal import noise
+from pyro_causal._site import Site, as_delta, at_site
 
 __all__ = [
     "Action",
     "apply_action",
-    "as_delta",
-    "at_site",
     "check_actions",
+    "check_support",
     "coerce",
     "draws_afresh",
     "is_hard",
@@ -129,18 +129,18 @@ def _check_action(name: str, action: object) -> None:
         )
 
 
-def apply_action(action: Action, name: str, fn: TorchDistribution, natural: Tensor) -> Tensor:
-    """The value that `action` gives to a site.
+def apply_action(
+    action: Action, name: str, fn: TorchDistribution, natural: Tensor, site: Site | None = None
+) -> Tensor:
+    """The value that `action` gives to a site; `site` has its noise, for a `soft` action.
 
     **Shapes** `natural` is the site's own value, batch + event; so is the result.
 
     **Raises** ``ValueError``, ``TypeError``: the action does not fit the site.
     """
     if isinstance(action, soft):
-        try:
-            return noise.predict(action.mechanism(fn), noise.abduct(fn, natural))
-        except TypeError as error:
-            raise at_site(name, error) from error
+        site = site or Site(name, fn, natural, (), (), natural)
+        return _surrogate(action, site, natural)
     if isinstance(action, Mapping):
         values = {i: torch.as_tensor(v, dtype=natural.dtype) for i, v in action.items()}
         try:
@@ -151,8 +151,27 @@ def apply_action(action: Action, name: str, fn: TorchDistribution, natural: Tens
         drawn: Tensor = stochastic(action, name, fn, natural.shape)()
         return coerce(drawn, name, natural)
     if is_hard(action):
-        return coerce(cast("float | Tensor", action), name, natural, support_of=fn)
+        value = coerce(action, name, natural)
+        check_support(value, name, fn)
+        return value
     return coerce(cast("Callable[[Tensor], Tensor]", action)(natural), name, natural)
+
+
+def _surrogate(action: soft, site: Site, natural: Tensor) -> Tensor:
+    """Push the noise of a site through another mechanism."""
+    surrogate = action.mechanism(site.fn)
+    if noise.law(surrogate) != noise.law(site.fn):
+        raise TypeError(
+            f"At site '{site.name}', the noise of {type(site.fn).__name__} follows another law "
+            f"than that of {type(surrogate).__name__}: expected a surrogate of the same noise. "
+            "Stay within the family, or transform it: TransformedDistribution(d, ...)."
+        )
+    try:
+        value = noise.predict(surrogate, site.noise)
+    except TypeError as error:
+        raise at_site(site.name, error) from error
+    shape = torch.broadcast_shapes(natural.shape, site.fn.shape())  # wherever the mechanism varies
+    return coerce(value, site.name, natural.expand(shape))
 
 
 def stochastic(
@@ -175,12 +194,10 @@ def stochastic(
     return action.expand(batch)
 
 
-def coerce(
-    value: object, name: str, like: Tensor, *, support_of: TorchDistribution | None = None
-) -> Tensor:
+def coerce(value: object, name: str, like: Tensor) -> Tensor:
     """Give `value` the shape, the dtype and the device of the site's value `like`.
 
-    **Raises** ``TypeError`` (dtype, kind), ``ValueError`` (shape, device, support).
+    **Raises** ``TypeError`` (dtype, kind), ``ValueError`` (shape, device).
     """
     if not isinstance(value, Number | Tensor):
         raise TypeError(
@@ -205,21 +222,27 @@ def coerce(
             f"At site '{name}', the action has shape {tuple(tensor.shape)}: expected a shape that "
             f"broadcasts to {tuple(like.shape)}. Reshape it to the site's batch and event."
         )
-    tensor = tensor.to(like.dtype).expand(like.shape)
-    if support_of is not None and is_validation_enabled():
-        _check_support(tensor, name, support_of)
-    return tensor
+    return tensor.to(like.dtype).expand(like.shape)
 
 
 @ignore_jit_warnings()
-def _check_support(value: Tensor, name: str, fn: TorchDistribution) -> None:
-    if as_delta(fn) is not None:
+def check_support(
+    value: Tensor,
+    name: str,
+    fn: TorchDistribution,
+    among: Callable[[Tensor], Tensor] = lambda inside: inside,
+) -> None:
+    """Raise a `ValueError` for values outside the support, where Pyro's validation is on.
+
+    **Arguments** ``among``: picks from the truth values over the batch those that matter.
+    """
+    if not is_validation_enabled() or as_delta(fn) is not None:
         return
     try:
         support = fn.support
     except NotImplementedError:
         return
-    if support is not None and not bool(support.check(value).all()):
+    if support is not None and not bool(among(support.check(value)).all()):
         raise ValueError(
             f"At site '{name}', the action has a value outside the support {support}: "
             "expected values that the mechanism could produce. Pass a function "
@@ -227,23 +250,11 @@ def _check_support(value: Tensor, name: str, fn: TorchDistribution) -> None:
         )
 
 
-def at_site(name: str, error: TypeError) -> TypeError:
-    """The same error, with the site in front."""
-    return TypeError(f"At site '{name}': {error}")
-
-
 def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
     """Whether a tensor of `shape` broadcasts to `target` without enlarging it."""
     if len(shape) > len(target):
         return False
     return all(a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False))
-
-
-def as_delta(fn: object) -> Delta | None:
-    """The point mass inside `fn`, if it is one: a deterministic site's distribution."""
-    while isinstance(fn, Independent | MaskedDistribution):
-        fn = fn.base_dist
-    return fn if isinstance(fn, Delta) else None
 
 
 def require_sites(names: Iterable[str], seen: Iterable[str], what: str) -> None:

@@ -18,9 +18,19 @@ from torch.special import log_ndtr
 from pyro_causal._quantile import Law
 from pyro_causal._tails import (
     LogTails,
+    asymmetric_laplace_tails,
     beta_tails,
+    continuous_bernoulli_tails,
+    exponential_tails,
     gamma_tails,
+    gumbel_tails,
+    kumaraswamy_tails,
     log1mexp,
+    log1p_ratio,
+    log_angle,
+    skew_logistic_tails,
+    soft_asymmetric_laplace_tails,
+    soft_laplace_tails,
     student_tails,
     von_mises_tails,
 )
@@ -72,85 +82,6 @@ def _flip(tails: LogTails) -> LogTails:
     return tails[1], tails[0]
 
 
-def _exponential(e: Tensor) -> LogTails:
-    return log1mexp(-e), -e
-
-
-def _gumbel(z: Tensor) -> LogTails:
-    log_cdf = -(-z.clamp(min=-600.0)).exp()
-    return log_cdf, log1mexp(log_cdf)
-
-
-def _log_angle(z: Tensor) -> Tensor:
-    """Log of the part of a half turn that lies above `z` on the line at distance one."""
-    return (torch.ones_like(z).atan2(z) / math.pi).log()
-
-
-def _soft_laplace(z: Tensor) -> LogTails:
-    z = z.clamp(-600.0, 600.0)
-    return _log_angle((-z).exp()) + math.log(2), _log_angle(z.exp()) + math.log(2)
-
-
-def _asymmetric_laplace(z: Tensor, asymmetry: Tensor | float = 1.0) -> LogTails:
-    square = torch.as_tensor(asymmetry).square()
-    lower = (square / (1 + square)).log() + z.clamp(max=0.0) / asymmetry
-    upper = -(1 + square).log() - z.clamp(min=0.0) * asymmetry
-    left = z < 0
-    return torch.where(left, lower, log1mexp(upper)), torch.where(left, log1mexp(lower), upper)
-
-
-def _soft_asymmetric_laplace(z: Tensor, asymmetry: Tensor, softness: Tensor) -> LogTails:
-    """A normal plus, by the sign of the asymmetric Laplace part, plus or minus an exponential."""
-
-    def log_convolution(z: Tensor, scale: Tensor) -> Tensor:
-        ratio = softness / scale
-        log_p: Tensor = 0.5 * ratio * ratio - z / scale + log_ndtr(z / softness - ratio)
-        return log_p
-
-    right, left = log_convolution(z, 1 / asymmetry), log_convolution(-z, asymmetry)
-    p_right = 1 / (1 + asymmetry * asymmetry)
-    p_left = 1 - p_right
-    below, above = log_ndtr(z / softness), log_ndtr(-z / softness)
-    rest_below = (-p_right * (right - below).clamp(max=0.0).exp()).log1p()
-    rest_above = (-p_left * (left - above).clamp(max=0.0).exp()).log1p()
-    return (
-        torch.logaddexp(p_left.log() + left, below + rest_below),
-        torch.logaddexp(p_right.log() + right, above + rest_above),
-    )
-
-
-def _skew_logistic(z: Tensor, asymmetry: Tensor) -> LogTails:
-    log_cdf = asymmetry * logsigmoid(z)
-    return log_cdf, log1mexp(log_cdf)
-
-
-def _kumaraswamy(z: Tensor, a: Tensor, b: Tensor) -> LogTails:
-    log_sf = b * log1mexp(a * z.log())
-    return log1mexp(log_sf), log_sf
-
-
-def _generalized_pareto(z: Tensor, concentration: Tensor) -> LogTails:
-    z = z.clamp(min=1e-300)
-    y = (concentration * z).clamp(min=2**-53 - 1)
-    small = y.abs() < 1e-4
-    ratio = torch.where(small, 1.0, y).log1p() / torch.where(small, 1.0, y)
-    return _exponential(z * torch.where(small, 1 - y / 2 + y * y / 3 - y**3 / 4, ratio))
-
-
-def _continuous_bernoulli(z: Tensor, logits: Tensor) -> LogTails:
-    def log_sinhc(w: Tensor) -> Tensor:
-        small = w.abs() < 0.02
-        wide = torch.where(small, 1.0, w.abs())
-        exact = wide + log1mexp(-2 * wide) - (2 * wide).log()
-        return torch.where(small, w * w / 6 - w**4 / 180, exact)
-
-    def log_cdf(z: Tensor, logits: Tensor) -> Tensor:
-        slack = 0.5 * logits * (z - 1)
-        return z.log() + slack + log_sinhc(0.5 * logits * z) - log_sinhc(0.5 * logits)
-
-    return log_cdf(z, logits), log_cdf(1 - z, -logits)
-
-
 def _loc_scale(d: Any) -> tuple[Any, ...]:
     return d.loc, d.scale
 
@@ -158,9 +89,9 @@ def _loc_scale(d: Any) -> tuple[Any, ...]:
 # The standardised residual follows the standard law of the family, which is parameter-free.
 RESIDUAL: Mapping[type[td.Distribution], Family] = {
     td.Normal: Family(_loc_scale, lambda z: (log_ndtr(z), log_ndtr(-z))),
-    td.Laplace: Family(_loc_scale, _asymmetric_laplace),
-    td.Cauchy: Family(_loc_scale, lambda z: (_log_angle(-z), _log_angle(z))),
-    td.Gumbel: Family(_loc_scale, _gumbel),
+    td.Laplace: Family(_loc_scale, lambda z: asymmetric_laplace_tails(z, torch.ones_like(z))),
+    td.Cauchy: Family(_loc_scale, lambda z: (log_angle(-z), log_angle(z))),
+    td.Gumbel: Family(_loc_scale, gumbel_tails),
     td.HalfNormal: Family(
         lambda d: (0.0, d.scale),
         lambda z: ((z / math.sqrt(2)).erf().log(), log_ndtr(-z) + math.log(2)),
@@ -168,10 +99,10 @@ RESIDUAL: Mapping[type[td.Distribution], Family] = {
     ),
     td.HalfCauchy: Family(
         lambda d: (0.0, d.scale),
-        lambda z: (_log_angle(1 / z) + math.log(2), _log_angle(z) + math.log(2)),
+        lambda z: (log_angle(1 / z) + math.log(2), log_angle(z) + math.log(2)),
         "positive",
     ),
-    td.Exponential: Family(lambda d: (0.0, d.rate.reciprocal()), _exponential, "positive"),
+    td.Exponential: Family(lambda d: (0.0, d.rate.reciprocal()), exponential_tails, "positive"),
     td.Uniform: Family(
         lambda d: (d.low, d.high - d.low), lambda z: (z.log(), (-z).log1p()), "unit"
     ),
@@ -180,7 +111,7 @@ RESIDUAL: Mapping[type[td.Distribution], Family] = {
         lambda z: (logsigmoid(z), logsigmoid(-z)),
     ),
     dist.Logistic: Family(_loc_scale, lambda z: (logsigmoid(z), logsigmoid(-z))),
-    dist.SoftLaplace: Family(_loc_scale, _soft_laplace),
+    dist.SoftLaplace: Family(_loc_scale, soft_laplace_tails),
 }
 
 # The law of the residual depends on shape parameters: the noise is its standard normal score.
@@ -198,19 +129,22 @@ SCORED: Mapping[type[td.Distribution], Family] = {
     ),
     td.StudentT: Family(lambda d: (d.loc, d.scale, d.df), student_tails),
     td.Kumaraswamy: Family(
-        lambda d: (0.0, 1.0, d.concentration1, d.concentration0), _kumaraswamy, "unit"
+        lambda d: (0.0, 1.0, d.concentration1, d.concentration0), kumaraswamy_tails, "unit"
     ),
-    td.ContinuousBernoulli: Family(lambda d: (0.0, 1.0, d.logits), _continuous_bernoulli, "unit"),
-    td.GeneralizedPareto: Family(lambda d: (d.loc, d.scale, d.concentration), _generalized_pareto),
-    dist.AsymmetricLaplace: Family(lambda d: (d.loc, d.scale, d.asymmetry), _asymmetric_laplace),
+    td.ContinuousBernoulli: Family(
+        lambda d: (0.0, 1.0, d.logits), continuous_bernoulli_tails, "unit"
+    ),
+    dist.AsymmetricLaplace: Family(
+        lambda d: (d.loc, d.scale, d.asymmetry), asymmetric_laplace_tails
+    ),
     dist.SoftAsymmetricLaplace: Family(
-        lambda d: (d.loc, d.scale, d.asymmetry, d.softness), _soft_asymmetric_laplace
+        lambda d: (d.loc, d.scale, d.asymmetry, d.softness), soft_asymmetric_laplace_tails
     ),
-    dist.SkewLogistic: Family(lambda d: (d.loc, d.scale, d.asymmetry), _skew_logistic),
+    dist.SkewLogistic: Family(lambda d: (d.loc, d.scale, d.asymmetry), skew_logistic_tails),
 }
 
-# Families whose noise is that of a transformed base; as parts of mixtures they need these.
-TRANSFORMED: Mapping[type[td.Distribution], Family] = {
+# Families whose noise has another closed form; as parts of mixtures they need these.
+TRANSFORMED: dict[type[td.Distribution], Family] = {
     td.LogNormal: Family(
         lambda d: (0.0, d.loc.exp(), d.scale),
         lambda z, scale: (log_ndtr(z.log() / scale), log_ndtr(-z.log() / scale)),
@@ -218,12 +152,12 @@ TRANSFORMED: Mapping[type[td.Distribution], Family] = {
     ),
     td.Weibull: Family(
         lambda d: (0.0, d.scale, d.concentration),
-        lambda z, k: _exponential((k * z.log()).clamp(-600.0, 600.0).exp()),
+        lambda z, k: exponential_tails((k * z.log()).clamp(-600.0, 600.0).exp()),
         "positive",
     ),
     td.Pareto: Family(
         lambda d: (0.0, d.scale, d.alpha),
-        lambda z, alpha: _exponential(alpha * z.clamp(min=1.0).log()),
+        lambda z, alpha: exponential_tails(alpha * z.clamp(min=1.0).log()),
         "positive",
     ),
     td.InverseGamma: Family(
@@ -232,6 +166,12 @@ TRANSFORMED: Mapping[type[td.Distribution], Family] = {
         "positive",
     ),
 }
+if hasattr(td, "GeneralizedPareto"):  # of recent releases of torch
+    TRANSFORMED[td.GeneralizedPareto] = Family(
+        lambda d: (d.loc, d.scale, d.concentration),
+        lambda z, c: exponential_tails(z * log1p_ratio(c * z)),
+        "positive",
+    )
 
 COUNTS: tuple[type[td.Distribution], ...] = (
     td.Poisson,
@@ -275,41 +215,59 @@ for _table in (RESIDUAL, SCORED, TRANSFORMED):
         cdf.register(_type)(partial(_family_law, _family))
 
 
+def _ends(support: Any) -> tuple[Tensor, Tensor]:
+    """The ends of a support, where values beyond the reach of float64 come to lie."""
+    ends = getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf)
+    low, high = (torch.as_tensor(end, dtype=torch.float64).detach() for end in ends)
+    return low, high
+
+
 @cdf.register(dist.FoldedDistribution)
 def _(d: Any) -> Law:
     base = cdf(d.base_dist)
+    end = torch.maximum(*(end.abs() for end in _ends(d.base_dist.support)))
 
     def tails(x: Tensor, *parameters: Tensor) -> LogTails:
         (right_cdf, right_sf), (left_cdf, _) = (base.tails(v, *parameters) for v in (x, -x))
         log_cdf = right_cdf + log1mexp((left_cdf - right_cdf).clamp(max=-1e-300))
         return log_cdf, torch.logaddexp(right_sf, left_cdf)
 
-    return base._replace(tails=tails, chart=lambda t, *_: CHARTS["positive"](t))
+    return base._replace(tails=tails, chart=lambda t, *_: CHARTS["positive"](t).minimum(end))
 
 
 @cdf.register(td.MixtureSameFamily)
 def _(d: Any) -> Law:
     parts = cdf(d.component_distribution)
-    weights = log_probs(d.mixture_distribution).double()
+    weights = d.mixture_distribution.logits.double()
+    low, high = _ends(d.component_distribution.support)
 
     def tails(x: Tensor, weights: Tensor, *parameters: Tensor) -> LogTails:
         log_cdf, log_sf = parts.tails(x.unsqueeze(-1), *parameters)
         return (weights + log_cdf).logsumexp(-1), (weights + log_sf).logsumexp(-1)
 
-    chart = None if parts.chart is None else lambda t, *_: CHARTS["real"](t)
-    return Law(tails, (weights, *parts.parameters), chart, parts.dtype)
+    def chart(t: Tensor, *_: Tensor) -> Tensor:
+        x = CHARTS["real"](t).unsqueeze(-1).maximum(low).amin(-1)
+        return x.unsqueeze(-1).minimum(high).amax(-1)
+
+    parameters = (weights, *parts.parameters)
+    return Law(tails, parameters, None if parts.chart is None else chart, parts.dtype)
 
 
 def log_probs(d: Any) -> Tensor:
-    """Log probabilities of a categorical `d`; `d.logits` alone knows no class of probability 0."""
-    logits: Tensor = d.logits if d._param is d.logits else d.probs.log()
+    """Log probabilities of a categorical `d`; ``d.logits`` knows no class of probability zero."""
+    d = getattr(d, "_categorical", d)
+    logits: Tensor = d.logits if _has_logits(d) else d.probs.log()
     return logits
 
 
 def log_odds(d: Any) -> Tensor:
-    """Log odds of a Bernoulli or Binomial `d`; infinite for probabilities 0 and 1."""
-    logits: Tensor = d.logits if d._param is d.logits else d.probs.logit()
+    """Log odds of a Bernoulli or Binomial `d`; infinite for probabilities zero and one."""
+    logits: Tensor = d.logits if _has_logits(d) else d.probs.logit()
     return logits
+
+
+def _has_logits(d: Any) -> bool:
+    return vars(d).get("logits") is d._param
 
 
 def _count_law(
@@ -363,7 +321,7 @@ def _(d: Any) -> Law:
 @cdf.register(td.Geometric)
 def _(d: Any) -> Law:
     def tails(k: Tensor, logits: Tensor) -> LogTails:
-        return _exponential((k + 1) * -logsigmoid(-logits))
+        return exponential_tails((k + 1) * -logsigmoid(-logits))
 
     return _count_law(tails, (d.logits,), d.logits.dtype)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from pyro.distributions import Delta, TorchDistribution
@@ -45,6 +46,13 @@ def strip(tensor: Tensor, frames: Iterable[CondIndepStackFrame], event_dim: int)
     while tensor.dim() > length and tensor.shape[0] == 1:
         tensor = tensor.squeeze(0)
     return tensor
+
+
+def same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two values are the same, as a replayed or detached one is."""
+    if a is b:
+        return True
+    return a is not None and b is not None and a.shape == b.shape and torch.equal(a, b)
 
 
 class Factual(TorchDistribution):
@@ -92,20 +100,32 @@ class Factual(TorchDistribution):
         return bool(self.base.has_enumerate_support)
 
     @property
-    def support(self) -> constraints.Constraint | None:
-        """As the base."""
-        return self.base.support
+    def support(self) -> Any:
+        """That of the base in world 0."""
+        return self._narrow_support(self.base.support)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of world 0. **Shapes** value: over worlds or factual; result: batch."""
-        if value is self.recorded and self.natural is not None:
+        if self.natural is not None and same(value, self.recorded):
             value = self.natural
         for dim in self.dims:
             if not spans(self.base.batch_shape, dim):
                 value = narrow(value, dim, self.event_dim)
+            elif self.natural is not None and not spans(value.shape, dim - self.event_dim):
+                value = self._complete(value, dim - self.event_dim)
         density = self._narrow(self.base.log_prob(value))
         missing = len(self.batch_shape) - density.dim()
         return density.reshape((1,) * missing + density.shape) if missing else density
+
+    def _complete(self, value: Tensor, axis: int) -> Tensor:
+        """A factual value with possible values of the other worlds beside it."""
+        assert self.natural is not None
+        if not spans(self.natural.shape, axis):
+            return value
+        others = self.natural.narrow(axis, 1, self.natural.shape[axis] - 1)
+        shape = list(torch.broadcast_shapes(value.shape, others.narrow(axis, 0, 1).shape))
+        others = others.expand(*shape[:axis], others.shape[axis], *shape[len(shape) + axis + 1 :])
+        return torch.cat([value.expand(shape), others], axis)
 
     def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """World 0 of a sample of the base."""
@@ -120,13 +140,28 @@ class Factual(TorchDistribution):
             tensor = narrow(tensor, dim, event_dim)
         return tensor
 
+    def _narrow_support(self, constraint: constraints.Constraint | None) -> Any:
+        """A constraint whose bounds, if they differ between worlds, are those of world 0."""
+        narrowed = copy.copy(constraint)
+        for name, bound in vars(constraint).items():
+            if isinstance(bound, constraints.Constraint):
+                setattr(narrowed, name, self._narrow_support(bound))
+            elif isinstance(bound, Tensor):
+                setattr(narrowed, name, strip(self._narrow(bound, self.event_dim), (), 0))
+        return narrowed
+
 
 @register_kl(Distribution, Factual)  # type: ignore[untyped-decorator]
 def _kl_factual(p: Distribution, q: Factual) -> Tensor:
-    kl: Tensor = q._narrow(kl_divergence(p, q.base))
-    return kl.reshape(p.batch_shape) if kl.numel() == p.batch_shape.numel() else kl
+    return _of_batch(p, q._narrow(kl_divergence(p, q.base)))
 
 
 @register_kl(Delta, Factual)  # type: ignore[untyped-decorator]
 def _kl_delta_factual(p: Delta, q: Factual) -> Tensor:
-    return -q.log_prob(p.v)
+    return _of_batch(p, -q.log_prob(p.v))
+
+
+def _of_batch(p: Distribution, divergence: Tensor) -> Tensor:
+    """Drop axes of size one that the guide's distribution does not have."""
+    whole = divergence.numel() == p.batch_shape.numel()
+    return divergence.reshape(p.batch_shape) if whole else divergence

@@ -48,8 +48,11 @@ def gumbels_given_winner(logits: Tensor, won: Tensor) -> Tensor:
 
 
 def winner(logits: Tensor, u: Tensor) -> Tensor:
-    """The class that wins: **shapes** [..., K] and [..., K] to [...]."""
-    return torch.where(u == math.inf, u, logits + u).argmax(-1)
+    """The class that wins: **shapes** [..., K] and [..., K] to [...].
+
+    An infinite Gumbel wins even where its logit is minus infinity, for argmax ranks NaN highest.
+    """
+    return (logits + u).argmax(-1)
 
 
 @torch.no_grad()

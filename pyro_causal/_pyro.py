@@ -6,12 +6,14 @@ No other module imports zuko or uses a private name of either library.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, constraints, is_validation_enabled
 from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.nn import PyroModule
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.reparam_messenger import ReparamMessenger
@@ -27,7 +29,7 @@ from zuko.distributions import NormalizingFlow  # noqa: E402
 
 Distribution.set_default_validate_args(_validate)
 
-__all__ = ["FlowDistribution", "NormalizingFlow", "dispatch", "free_dim", "zuko"]
+__all__ = ["FlowDistribution", "NormalizingFlow", "dispatch", "free_dim", "unshared", "zuko"]
 
 
 class FlowDistribution(TorchDistribution):
@@ -201,13 +203,14 @@ def dispatch(
         first -= 1
         if not (msg.get("_fixed") and isinstance(stack[first], ReparamMessenger)):
             stack[first]._process_message(msg)
+    outer = stack[first:top]
+    initialised = any(isinstance(frame, InitMessenger) for frame in outer)
+    msg["_drawn"] = msg["value"] is None or initialised
     default_process_message(msg)
     del msg["_causal"]
     msg.pop("_fixed", None)
     replace(pending, msg)
-    outer = stack[first:top]
-    laid_out = not msg["is_observed"] and msg["mask"] is not False
-    if laid_out and any(isinstance(frame, InitMessenger) for frame in outer):
+    if initialised and not msg["is_observed"] and msg["mask"] is not False:
         _postprocess(outer, factual(pending, msg))
         rewrite(pending, msg)
     else:
@@ -240,3 +243,32 @@ def free_dim(nesting: int) -> int:
                 f"max_plate_nesting={-dim} to the ELBO, or leave it to find out."
             )
     return dim
+
+
+@contextmanager
+def unshared(fn: Any) -> Iterator[None]:
+    """Keep what a PyroModule behind `fn` has sampled in this call from being reused by it.
+
+    A PyroModule draws each of its random attributes once per call; a trial run within the call
+    would leave its draws behind.
+    """
+    while not isinstance(fn, PyroModule) and (inner := _behind(fn)) is not None:
+        fn = inner
+    if not isinstance(fn, PyroModule):
+        yield
+        return
+    context = fn._pyro_context
+    kept = dict(context.cache)
+    try:
+        yield
+    finally:
+        context.cache.clear()
+        context.cache.update(kept)
+
+
+def _behind(fn: Any) -> Any:
+    """What a bound method, a partial or a handled program is about."""
+    for name in ("__self__", "__wrapped__", "func"):
+        if getattr(fn, name, None) is not None:
+            return getattr(fn, name)
+    return None

@@ -88,10 +88,9 @@ def count_score(law: Law, x: Tensor) -> Tensor:
     **Shapes** `x` broadcasts against the parameters.
     """
     x = x.double()
-    (below, above), (before, after) = (law.tails(k, *law.parameters) for k in (x - 1, x))
-    # the step is [below, before] in the lower tail and [after, above] in the upper one
-    lower = before < above
-    large, small = torch.where(lower, before, above), torch.where(lower, below, after)
+    (last_cdf, last_sf), (cdf, sf) = (law.tails(k, *law.parameters) for k in (x - 1, x))
+    lower = cdf < last_sf  # seen from the nearer tail, the step is [last_cdf, cdf] or [sf, last_sf]
+    large, small = torch.where(lower, cdf, last_sf), torch.where(lower, last_cdf, sf)
     ratio = torch.where(large > -math.inf, (small - large).exp(), 0.0)
     place = 1e-6 + (1 - 2e-6) * torch.rand_like(ratio)
     log_p = large + (ratio + (1 - ratio) * place).log()
@@ -160,7 +159,7 @@ def _root(f: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
 
 
 def _bracket(f: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Points on both sides of the root, with values; out of reach, both at the end next to it."""
+    """Points on both sides of the root, with values; out of reach, the farthest that were tried."""
     a, fa = start, f(start)
     stride = -fa.sign()
     b = a + stride
@@ -172,7 +171,7 @@ def _bracket(f: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, Tens
         a, fa = torch.where(short, b, a), torch.where(short, fb, fa)
         stride = 2 * stride
         b = torch.where(short, b + stride, b)
-    return a, fa, torch.where(short, a, b), torch.where(short, fa, fb)
+    return a, fa, b, fb
 
 
 @torch.no_grad()

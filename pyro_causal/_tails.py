@@ -1,4 +1,4 @@
-"""Log tails of the families whose distribution functions are special functions.
+"""Log tails of standard one-dimensional families, for values inside of their supports.
 
 Log tails are the pair ``log P(Z <= z), log P(Z > z)``, in float64, so that neither rounds to zero
 or one. Shape parameters broadcast against `z`; gradients flow to both.
@@ -16,12 +16,25 @@ import torch
 from scipy import special
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import logsigmoid
+from torch.special import log_ndtr
 
 __all__ = [
     "LogTails",
+    "asymmetric_laplace_tails",
     "beta_tails",
+    "continuous_bernoulli_tails",
+    "expm1_ratio",
+    "exponential_tails",
     "gamma_tails",
+    "gumbel_tails",
+    "kumaraswamy_tails",
     "log1mexp",
+    "log1p_ratio",
+    "log_angle",
+    "skew_logistic_tails",
+    "soft_asymmetric_laplace_tails",
+    "soft_laplace_tails",
     "student_tails",
     "von_mises_tails",
 ]
@@ -105,7 +118,7 @@ def _as_tensor(array: Array, like: Tensor) -> Tensor:
 def _logs(cdf: Array, sf: Array, far: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:
     """Log tails, both from the smaller one; `far` stands in for tails that underflow."""
     lower = cdf < sf
-    small = np.where(lower, cdf, sf)
+    small: Array = np.where(lower, cdf, sf)
     log_small = np.log(small)
     if (small < 1e-290).any():
         log_small = np.where(small < 1e-290, np.where(lower, *far()), log_small)
@@ -188,3 +201,97 @@ def von_mises_tails(z: Tensor, concentration: Tensor) -> LogTails:
     small = (mass.log() + peak - math.log(2 * math.pi)).clamp(max=-math.log(2))
     large = log1mexp(small)
     return torch.where(z < 0, small, large), torch.where(z < 0, large, small)
+
+
+def exponential_tails(e: Tensor) -> LogTails:
+    """Log tails of the unit exponential at `e`."""
+    return log1mexp(-e), -e
+
+
+def gumbel_tails(z: Tensor) -> LogTails:
+    """Log tails of the standard Gumbel distribution."""
+    log_cdf = -(-z.clamp(min=-600.0)).exp()
+    return log_cdf, log1mexp(log_cdf)
+
+
+def log_angle(z: Tensor) -> Tensor:
+    """Log of the part of a half turn that lies above `z` on the line at distance one."""
+    return (torch.ones_like(z).atan2(z) / math.pi).log()
+
+
+def soft_laplace_tails(z: Tensor) -> LogTails:
+    """Log tails of the hyperbolic secant distribution."""
+    z = z.clamp(-600.0, 600.0)
+    return log_angle((-z).exp()) + math.log(2), log_angle(z.exp()) + math.log(2)
+
+
+def asymmetric_laplace_tails(z: Tensor, asymmetry: Tensor) -> LogTails:
+    """Log tails of an exponential on each side, of scales asymmetry and 1 / asymmetry."""
+    square = asymmetry.square()
+    lower = (square / (1 + square)).log() + z.clamp(max=0.0) / asymmetry
+    upper = -(1 + square).log() - z.clamp(min=0.0) * asymmetry
+    left = z < 0
+    return torch.where(left, lower, log1mexp(upper)), torch.where(left, log1mexp(lower), upper)
+
+
+def soft_asymmetric_laplace_tails(z: Tensor, asymmetry: Tensor, softness: Tensor) -> LogTails:
+    """A normal plus, by the sign of the asymmetric Laplace part, plus or minus an exponential."""
+
+    def log_convolution(z: Tensor, scale: Tensor) -> Tensor:
+        ratio = softness / scale
+        log_p: Tensor = 0.5 * ratio * ratio - z / scale + log_ndtr(z / softness - ratio)
+        return log_p
+
+    right, left = log_convolution(z, 1 / asymmetry), log_convolution(-z, asymmetry)
+    p_right = 1 / (1 + asymmetry * asymmetry)
+    p_left = 1 - p_right
+    below, above = log_ndtr(z / softness), log_ndtr(-z / softness)
+    rest_below = (-p_right * (right - below).clamp(max=0.0).exp()).log1p()
+    rest_above = (-p_left * (left - above).clamp(max=0.0).exp()).log1p()
+    return (
+        torch.logaddexp(p_left.log() + left, below + rest_below),
+        torch.logaddexp(p_right.log() + right, above + rest_above),
+    )
+
+
+def skew_logistic_tails(z: Tensor, asymmetry: Tensor) -> LogTails:
+    """Log tails of a power of the logistic distribution function."""
+    log_cdf = asymmetry * logsigmoid(z)
+    return log_cdf, log1mexp(log_cdf)
+
+
+def kumaraswamy_tails(z: Tensor, a: Tensor, b: Tensor) -> LogTails:
+    """Log tails of ``1 - (1 - z**a) ** b``."""
+    log_sf = b * log1mexp(a * z.log())
+    return log1mexp(log_sf), log_sf
+
+
+def log1p_ratio(y: Tensor) -> Tensor:
+    """``log1p(y) / y``, also at zero; y at or below -1 counts as next to it."""
+    y = y.clamp(min=torch.finfo(y.dtype).eps - 1)
+    small = y.abs() < 1e-4
+    wide = torch.where(small, 1.0, y)
+    return torch.where(small, 1 - y / 2 + y * y / 3 - y**3 / 4, wide.log1p() / wide)
+
+
+def expm1_ratio(y: Tensor) -> Tensor:
+    """``expm1(y) / y``, also at zero."""
+    small = y.abs() < 1e-4
+    wide = torch.where(small, 1.0, y)
+    return torch.where(small, 1 + y / 2 + y * y / 6 + y**3 / 24, wide.expm1() / wide)
+
+
+def continuous_bernoulli_tails(z: Tensor, logits: Tensor) -> LogTails:
+    """Log tails of the density ``exp(logits * z)``, by a series where it is nearly flat."""
+
+    def log_sinhc(w: Tensor) -> Tensor:
+        small = w.abs() < 0.02
+        wide = torch.where(small, 1.0, w.abs())
+        exact = wide + log1mexp(-2 * wide) - (2 * wide).log()
+        return torch.where(small, w * w / 6 - w**4 / 180, exact)
+
+    def log_cdf(z: Tensor, logits: Tensor) -> Tensor:
+        slack = 0.5 * logits * (z - 1)
+        return z.log() + slack + log_sinhc(0.5 * logits * z) - log_sinhc(0.5 * logits)
+
+    return log_cdf(z, logits), log_cdf(1 - z, -logits)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, overload
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -24,7 +25,8 @@ from torch import Tensor
 from pyro_causal._actions import Action, check_actions, soft
 from pyro_causal._factual import Factual, is_world_frame, strip
 from pyro_causal._messengers import DoMessenger, WorldsMessenger
-from pyro_causal._pyro import free_dim
+from pyro_causal._pyro import free_dim, unshared
+from pyro_causal._site import Layout
 
 __all__ = ["do", "soft", "world", "worlds"]
 
@@ -158,35 +160,49 @@ def worlds(fn: Any = None, actions: Any = None, *, dim: int | None = None) -> An
     if fn is None or dim is not None:
         handler = WorldsMessenger(joint, dim)  # type: ignore[arg-type]
         return handler if fn is None else functools.update_wrapper(handler(fn), fn, updated=())
-    layout: list[tuple[int, dict[str, torch.Size]]] = []
+    layouts: dict[tuple[object, ...], Layout] = {}
 
     @functools.wraps(fn, updated=())
     def in_worlds(*args: Any, **kwargs: Any) -> Any:
-        if not layout:
-            layout.append(_layout(fn, *args, **kwargs))
-        nesting, shapes = layout[0]
-        with WorldsMessenger(joint, free_dim(nesting), shapes):
+        key = tuple(_kind(a) for a in (*args, *kwargs.keys(), *kwargs.values()))
+        if key not in layouts:
+            layouts[key] = _layout(fn, *args, **kwargs)
+        layout = layouts[key]
+        with WorldsMessenger(joint, free_dim(layout.nesting), layout):
             return fn(*args, **kwargs)
 
     return in_worlds
 
 
-def _layout(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[int, dict[str, torch.Size]]:
-    """How many batch dims a program uses, and the shapes of its deterministic sites."""
+def _kind(argument: object) -> object:
+    """What of an argument may change the shapes of a program."""
+    if isinstance(argument, Tensor):
+        return argument.shape
+    return argument if isinstance(argument, int | str | None) else type(argument)
+
+
+def _layout(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Layout:
+    """Run a program once, hidden from handlers and without effect on the random state."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.no_grad(), torch.random.fork_rng(devices), poutine.block():
+    with torch.no_grad(), torch.random.fork_rng(devices), unshared(fn), poutine.block():
         trace = poutine.trace(fn).get_trace(*args, **kwargs)
-    nesting, shapes = 0, {}
+    nesting = 0
+    shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
+    lengths: dict[str, int] = {}
     sites: dict[str, Any] = dict(trace.nodes)
     for name, site in sites.items():
         if site["type"] != "sample" or site_is_subsample(site):
             continue
         if site["infer"].get("_deterministic"):
-            shapes[name] = site["value"].shape
-        else:
-            nesting = max(nesting, len(getattr(site["fn"], "batch_shape", ())))
+            lengths[name] = site["value"].dim()
+        elif isinstance(site["fn"], TorchDistributionMixin):
+            batch = list(site["fn"].batch_shape)
+            for dim in _world_dims(site):
+                batch[dim] = 0  # of worlds inside: any size
+            shapes[name] = torch.Size(batch), site["fn"].event_shape
+            nesting = max(nesting, len(site["fn"].batch_shape))
         nesting = max([nesting, *(-frame.dim for frame in site["cond_indep_stack"] if frame.dim)])
-    return nesting, shapes
+    return Layout(nesting, shapes, lengths)
 
 
 @overload
@@ -200,7 +216,8 @@ def world(x: Any, k: int) -> Any:
 
     Of a tensor, the left-most axis is that of the worlds. A trace knows which of its sites have the
     axis, and leaves the others alone; of nested worlds, the outermost is selected. The trace of
-    world 0 is scored as ever, the others are not.
+    world 0 is scored as ever, those of other worlds have no density. The values of a dict
+    must all have the axis.
 
     **Raises** ``ValueError``: there is no world `k`.
 
@@ -220,9 +237,13 @@ def world(x: Any, k: int) -> Any:
     if isinstance(x, Trace):
         dims = [dim for node in x.nodes.values() for dim in _world_dims(node)]
         selected = x.copy()
-        for name, node in x.nodes.items():
+        nodes: dict[str, Any] = dict(x.nodes)
+        for name, node in nodes.items():
             if dims and min(dims) in _world_dims(node):
                 selected.nodes[name] = _select(node, k, min(dims))
+            elif k and dims and node["type"] == "sample" and not site_is_subsample(node):
+                selected.nodes[name] = _unscored(node, node["value"])
+        selected.nodes.pop("_RETURN", None)
         return selected
     if not -1 < k < x.shape[0]:
         raise ValueError(f"There is no world {k}: expected 0 to {x.shape[0] - 1}.")
@@ -244,9 +265,13 @@ def _select(node: Any, k: int, dim: int) -> Any:
     frames = tuple(f for f in node["cond_indep_stack"] if f.dim != dim)
     value = strip(value.narrow(axis, k, 1), frames, fn.event_dim)
     node = {**node, "value": value, "cond_indep_stack": frames}
-    if k == 0:
-        node["fn"] = Factual(fn.base, fn.dims, natural=fn.natural, recorded=value)
-    else:
-        node["fn"] = dist.Delta(value, event_dim=fn.event_dim).mask(False)
-        node = {key: entry for key, entry in node.items() if "log_prob" not in key}
-    return node
+    if k:
+        return _unscored(node, value)
+    return {**node, "fn": Factual(fn.base, fn.dims, natural=fn.natural, recorded=value)}
+
+
+def _unscored(node: Any, value: Tensor) -> Any:
+    """A node of a trace as a value without density."""
+    event_dim = getattr(node["fn"], "event_dim", 0)
+    node = {key: entry for key, entry in node.items() if "log_prob" not in key}
+    return {**node, "fn": dist.Delta(value, event_dim=event_dim).mask(False)}

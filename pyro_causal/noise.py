@@ -13,8 +13,9 @@ equation, and ``predict(d, abduct(d, x)) == x``.
    "Exponential, Uniform, HalfNormal,
    HalfCauchy", ":math:`(x - \text{lower end}) / \text{scale}`", "standard law of the family"
    "Weibull", ":math:`k \log (x / \text{scale})`", "log of a unit exponential"
+   "GeneralizedPareto", ":math:`\log (1 + c z) / c`, :math:`z` the residual", "unit exponential"
    "Gamma, Chi2, Beta, StudentT, FisherSnedecor, VonMises, Kumaraswamy, ContinuousBernoulli,
-   GeneralizedPareto, AsymmetricLaplace, SoftAsymmetricLaplace, SkewLogistic; FoldedDistribution and
+   AsymmetricLaplace, SoftAsymmetricLaplace, SkewLogistic; FoldedDistribution and
    MixtureSameFamily of scalars", "score :math:`\Phi^{-1}(F(x))`, in float64", "standard normal"
    "MultivariateNormal, LowRankMultivariateNormal and
    heirs", ":math:`L^{-1} (x - \text{loc})`, :math:`L` the Cholesky factor", "standard normal"
@@ -51,7 +52,7 @@ evaluation with Gumbel-max structural causal models", https://arxiv.org/abs/1905
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import singledispatch
 from typing import Any, NoReturn
 
@@ -84,8 +85,9 @@ from pyro_causal._gumbel import (
 )
 from pyro_causal._pyro import FlowDistribution, zuko
 from pyro_causal._quantile import Law, count_quantile, count_score, quantile
+from pyro_causal._tails import expm1_ratio, log1p_ratio
 
-__all__ = ["abduct", "intervene", "predict", "supports"]
+__all__ = ["abduct", "intervene", "law", "predict", "supports"]
 
 
 @singledispatch
@@ -144,6 +146,18 @@ def supports(d: td.Distribution) -> bool:
     return handler not in (_refuse, abduct.dispatch(object))
 
 
+def law(d: td.Distribution) -> object:
+    """A key that two distributions share if their noise has the same law.
+
+    >>> law(dist.LogNormal(0.0, 1.0)) == law(dist.Gamma(2.0, 1.0)) != law(dist.Laplace(0.0, 1.0))
+    True
+    """
+    handler = abduct.dispatch(type(d))
+    if handler in _INNER:
+        return law(getattr(d, _INNER[handler]))
+    return _LAWS.get(handler, handler)
+
+
 def _refuse(d: td.Distribution, _: Tensor | None = None, *, reason: object = "") -> NoReturn:
     family = type(d).__name__
     raise TypeError(
@@ -160,9 +174,6 @@ def _register(*families: type, abduct_by: Handler, predict_by: Handler) -> None:
     for family in families:
         abduct.register(family)(abduct_by)
         predict.register(family)(predict_by)
-
-
-# --- one-dimensional families ---------------------------------------------------------------------
 
 
 def _register_residual(family: type, parameters: Parameters) -> None:
@@ -187,6 +198,19 @@ _register(
     abduct_by=lambda d, x: d.concentration * (x / d.scale).log(),
     predict_by=lambda d, u: d.scale * (u / d.concentration).exp(),
 )
+
+
+def _abduct_generalized_pareto(d: Any, x: Tensor) -> Tensor:
+    z: Tensor = (x - d.loc) / d.scale
+    return z * log1p_ratio(d.concentration * z)
+
+
+if hasattr(td, "GeneralizedPareto"):  # of recent releases of torch
+    _register(
+        td.GeneralizedPareto,
+        abduct_by=_abduct_generalized_pareto,
+        predict_by=lambda d, u: d.loc + d.scale * u * expm1_ratio(d.concentration * u),
+    )
 
 
 def _law(d: td.Distribution) -> Law:
@@ -235,9 +259,6 @@ _register(
 )
 
 
-# --- vectors --------------------------------------------------------------------------------------
-
-
 def _abduct_multivariate(d: Any, x: Tensor) -> Tensor:
     residual = (x - d.loc).unsqueeze(-1)
     u: Tensor = torch.linalg.solve_triangular(d.scale_tril, residual, upper=False)
@@ -256,8 +277,6 @@ _register(
     predict_by=lambda d, u: ((d.logits + u) / d.temperature).log_softmax(-1),
 )
 
-
-# --- discrete values ------------------------------------------------------------------------------
 
 _register(
     td.Categorical,
@@ -305,80 +324,66 @@ _register(
 )
 
 
-# --- wrappers -------------------------------------------------------------------------------------
+_INNER: dict[Handler, str] = {}  # where a wrapper's handler finds what it wraps
+
+
+def _register_wrapper(
+    *families: type,
+    inner: str,
+    unwrap: Handler = lambda d, x: x,
+    wrap: Handler = lambda d, x: x,
+) -> None:
+    def abduct_inner(d: Any, x: Tensor) -> Tensor:
+        return abduct(getattr(d, inner), unwrap(d, x))
+
+    def predict_inner(d: Any, u: Tensor) -> Tensor:
+        return wrap(d, predict(getattr(d, inner), u))
+
+    _INNER[abduct_inner] = inner
+    _register(*families, abduct_by=abduct_inner, predict_by=predict_inner)
 
 
 def _injective(d: td.Distribution) -> bool:
     return all(t.bijective for t in getattr(d, "transforms", ()))
 
 
-def _abduct_transformed(d: Any, x: Tensor) -> Tensor:
+def _untransform(d: Any, x: Tensor) -> Tensor:
     if not _injective(d):
         _refuse(d)
     for transform in reversed(d.transforms):
         x = transform.inv(x)
-    return abduct(d.base_dist, x)
+    return x
 
 
-def _predict_transformed(d: Any, u: Tensor) -> Tensor:
+def _transform(d: Any, x: Tensor) -> Tensor:
     if not _injective(d):
         _refuse(d)
-    x = predict(d.base_dist, u)
     for transform in d.transforms:
         x = transform(x)
     return x
 
 
-def _abduct_flow(d: Any, x: Tensor) -> Tensor:
-    return abduct(d.base, d.transform(x))
-
-
-def _expand(x: Tensor, d: td.Distribution) -> Tensor:
+def _expand(d: td.Distribution, x: Tensor) -> Tensor:
     return x.expand(_batch(d, x, len(d.event_shape)) + d.event_shape)
 
 
-def _abduct_expanded(d: Any, x: Tensor) -> Tensor:
-    return abduct(d.base_dist, _expand(x, d))
-
-
-def _abduct_base(d: Any, x: Tensor) -> Tensor:
-    return abduct(d.base_dist, x)
-
-
-def _abduct_zuko(d: Any, x: Tensor) -> Tensor:
-    return abduct(d.dist, x)
-
-
-_register(
-    td.TransformedDistribution,
-    abduct_by=_abduct_transformed,
-    predict_by=_predict_transformed,
+_register_wrapper(td.Independent, dist.MaskedDistribution, inner="base_dist")
+_register_wrapper(ExpandedDistribution, inner="base_dist", unwrap=_expand, wrap=_expand)
+_register_wrapper(
+    td.TransformedDistribution, inner="base_dist", unwrap=_untransform, wrap=_transform
 )
-_register(
+_register_wrapper(
     zuko.distributions.NormalizingFlow,
     FlowDistribution,
-    abduct_by=_abduct_flow,
-    predict_by=lambda d, u: d.transform.inv(predict(d.base, u)),
+    inner="base",
+    unwrap=lambda d, x: d.transform(x),
+    wrap=lambda d, x: d.transform.inv(x),
 )
-_register(
-    ExpandedDistribution,
-    abduct_by=_abduct_expanded,
-    predict_by=lambda d, u: _expand(predict(d.base_dist, u), d),
-)
-_register(
-    td.Independent,
-    dist.MaskedDistribution,
-    abduct_by=_abduct_base,
-    predict_by=lambda d, u: predict(d.base_dist, u),
-)
-_register(ZukoToPyro, abduct_by=_abduct_zuko, predict_by=lambda d, u: predict(d.dist, u))
+_register_wrapper(ZukoToPyro, inner="dist")
 
-_INNER: Mapping[Handler, str] = {  # where a handler finds the distribution that it defers to
-    _abduct_transformed: "base_dist",
-    _abduct_expanded: "base_dist",
-    _abduct_base: "base_dist",
-    _abduct_flow: "base",
-    _abduct_zuko: "dist",
+_LAWS = {  # those that several handlers share; other handlers have their own
+    **{abduct.dispatch(f): "normal" for f in (td.Normal, td.MultivariateNormal, td.Gamma)},
+    **{abduct.dispatch(f): "logistic" for f in (dist.Logistic, td.Bernoulli)},
 }
 
 # Subclasses of supported classes whose values do not tell the noise as their parent's do.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _sources import ROOT
+from _sources import ROOT, modules, source_path
 
 TREE = ROOT.parent
 PAGES = [TREE / "README.md", TREE / "CHANGELOG.md", *sorted((TREE / "docs").glob("*.md"))]
@@ -69,3 +69,14 @@ def test_commands_exist(page: Path) -> None:
     assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)) <= targets
     for script in re.findall(r"python ((?:examples|benchmarks)/\w+\.py)", text):
         assert (TREE / script).exists(), script
+
+
+def test_reference_lists_every_public_module() -> None:
+    public = {
+        f"pyro_causal.{name}"
+        for name in modules()
+        if source_path(name).name != "__init__.py" and not re.search(r"(^|\.)_", name)
+    }
+    listed = re.findall(r"^   (pyro_causal\.\S+)$", (TREE / "docs/reference.md").read_text(), re.M)
+    assert set(listed) == public
+    assert len(listed) == len(public)

@@ -287,7 +287,11 @@ ERRORS = {
     ),
     "returned": ({"x": lambda x: "no"}, TypeError, "At site 'x', the action returned str"),
     "coordinate": ({"v": {"a": 1.0}}, TypeError, "At site 'v', a coordinate is an int"),
-    "soft": ({"x": soft(lambda d: dist.Wishart(torch.tensor(3.0), torch.eye(2)))}, TypeError, "x"),
+    "soft": (
+        {"x": soft(lambda d: dist.Dirichlet(torch.ones(2)))},
+        TypeError,
+        "At site 'x', the noise of Normal follows another law than that of Dirichlet",
+    ),
     "name": ({1: 1.0}, TypeError, "expected a str, got 1"),
     "mapping": ([("x", 1.0)], TypeError, "expected a dict, got list"),
     "nothing": (None, TypeError, "expected a dict, got function"),
@@ -343,3 +347,47 @@ def test_do_around_worlds_reaches_every_world():
     trace = run(do(worlds(model, [{"k": 5}]), {"x": 1.0}))
     assert (trace.nodes["x"]["value"] == 1).all()
     assert (trace.nodes["k"]["value"][1] == 5).all()
+
+
+def test_plates_and_factors_are_no_variables():
+    def program():
+        with pyro.plate("rows", N):
+            pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("penalty", torch.tensor(1.0))
+
+    for name in ("rows", "penalty"):
+        with pytest.raises(ValueError, match=f"No site is named '{name}'.*'x'"):
+            do(program, {name: 3.0})()
+        with pytest.raises(ValueError, match=f"No site is named '{name}'.*'x'"):
+            worlds(program, {name: 3.0})()
+
+
+def test_improper_priors_can_be_set():
+    def program():
+        flat = dist.ImproperUniform(dist.constraints.real, (), ())
+        return pyro.sample("x", flat)
+
+    assert do(program, {"x": 2.0})() == 2
+
+
+def test_result_of_a_program_that_fails_names_its_own_error_only():
+    def broken():
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine") as error:
+        do(broken, {"absent": 1.0})()
+    assert "absent" not in str(error.value)
+
+
+@pytest.mark.parametrize("other", [dist.Exponential(1.0), dist.Uniform(0.0, 1.0)])
+def test_surrogate_of_another_noise(other):
+    with pytest.raises(TypeError, match="At site 'x', the noise of Normal follows another law"):
+        do(model, {"x": soft(lambda d: other.expand(d.batch_shape))})()
+
+
+def test_surrogate_of_another_family_with_the_same_noise_follows_its_distribution():
+    def program():
+        return pyro.sample("x", dist.Normal(0.0, 1.0).expand((20000,)))
+
+    x = do(program, {"x": soft(lambda d: dist.Gamma(2.0, 1.0))})()
+    assert (x > 0).all() and abs(x.mean() - 2) < 0.05 and abs(x.var() - 2) < 0.15

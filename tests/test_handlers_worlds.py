@@ -294,11 +294,12 @@ def test_nested_plates():
             with rows:
                 x = pyro.sample("x", dist.Normal(g, 1.0))
         with rows:
-            return pyro.sample("y", dist.Normal(x.sum(-2), 1.0))
+            return pyro.sample("y", dist.Normal(x.sum(-2, keepdim=True), 1.0))
 
     trace = run(worlds(program, [{"g": torch.tensor([[1.0], [2.0], [3.0]])}]))
     g, x, y = value(trace, "g"), value(trace, "x"), value(trace, "y")
-    assert g.shape == (2, 3, 1) and x.shape == (2, 3, N) and y.squeeze().shape == (2, N)
+    assert g.shape == (2, 3, 1) and x.shape == (2, 3, N) and y.shape == (2, 1, N)
+    assert_close(y[1] - y[0], (x[1] - x[0]).sum(-2, keepdim=True))
     assert_close(x[1] - g[1], x[0] - g[0])
 
 
@@ -557,7 +558,7 @@ def test_finding_the_dim_leaves_no_trace():
     with poutine.trace() as outer:
         from pyro_causal.handlers import _layout
 
-        assert _layout(model)[0] == 1
+        assert _layout(model).nesting == 1
     assert torch.equal(torch.randn(2), first) and not outer.trace.nodes
 
 
@@ -591,3 +592,204 @@ def test_restores_the_stack_on_exception():
     with pytest.raises(RuntimeError, match="mine"), warnings.catch_warnings():
         worlds(broken, {"x": 1.0})()
     assert value(run(model), "x").shape == (N,)
+
+
+# --- what a careful reader would try --------------------------------------------------------------
+
+
+def test_observation_computed_by_the_program_is_scored_in_world_zero():
+    def program():
+        with pyro.plate("rows", N):
+            t = pyro.sample("t", dist.Normal(0.0, 1.0))
+            pyro.sample("residual", dist.Normal(0.0, 1.0), obs=4.0 - t)
+
+    trace = run(worlds(program, [{"t": lambda t: t + 1}] * 3))
+    plain = run(poutine.replay(program, trace=world(trace, 0)))
+    assert_close(trace.log_prob_sum(), plain.log_prob_sum())
+    assert value(trace, "residual").shape == (4, N)
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_support_is_that_of_world_zero(vector):
+    def program():
+        t = pyro.sample("t", dist.Normal(3.0, 1.0), obs=torch.tensor(2.0))
+        d = dist.Uniform(t.unsqueeze(-1).expand(*t.shape, 2) * 0, t.unsqueeze(-1))
+        return pyro.sample("x", d.to_event(1) if vector else dist.Uniform(0.0, t))
+
+    fn = run(worlds(program, [{"t": 5.0}, {"t": 7.0}])).nodes["x"]["fn"]
+    bound = fn.support.base_constraint.upper_bound if vector else fn.support.upper_bound
+    assert (bound == 2).all() and bound.dim() <= 1
+
+
+def test_discrete_noise_is_one_draw_for_all_soft_actions():
+    more = soft(lambda d: dist.Poisson(2 * d.rate))
+    evenmore = soft(lambda d: dist.Poisson(2.2 * d.rate))
+
+    def program():
+        with pyro.plate("rows", 1000):
+            return pyro.sample("k", dist.Poisson(3.0))
+
+    k = value(run(worlds(program, [{"k": more}, {"k": more}, {"k": evenmore}])), "k")
+    assert torch.equal(k[1], k[2]) and (k[3] >= k[1]).all() and (k[3] > k[1]).any()
+
+
+def test_discrete_noise_is_shared_across_nested_worlds():
+    def program():
+        with pyro.plate("rows", 1000):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            b = pyro.sample("b", dist.Normal(0.0, 1.0))
+            return pyro.sample("c", dist.Poisson((0.3 * (a + b)).exp()))
+
+    c = value(run(worlds(worlds(program, [{"b": lambda b: b}]), [{"a": 1.0}])), "c")
+    assert c.shape == (2, 2, 1000)
+    assert torch.equal(c[0, 0], c[0, 1]) and torch.equal(c[1, 0], c[1, 1])
+
+
+def test_evidence_in_the_place_of_the_worlds_is_refused():
+    def program():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        return pyro.sample("y", dist.Normal(2 * x, 1.0))
+
+    data = {"x": torch.tensor([1.0, 2.0, 3.0]), "y": torch.tensor([5.0, 6.0, 7.0])}
+    with pytest.raises(ValueError, match=r"At site 'x', the value given has shape \(3,\)"):
+        poutine.condition(worlds(program, {"x": 3.0}), data)()
+    inside = worlds(poutine.condition(program, data), {"x": 3.0})()
+    assert torch.equal(inside, torch.tensor([[5.0, 6.0, 7.0], [9.0, 8.0, 7.0]]))
+
+
+def test_layout_follows_the_arguments():
+    def program(x):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0).expand(x.shape), obs=x)
+        return pyro.sample("y", dist.Normal(x, 1.0), obs=x + 1)
+
+    both = worlds(program, {"x": 6.0})
+    assert torch.equal(both(torch.tensor(1.0)), torch.tensor([2.0, 7.0]))
+    assert torch.equal(both(torch.tensor([1.0, 2.0])), torch.tensor([[2.0, 3.0], [7.0, 7.0]]))
+
+
+def test_whole_numbers_as_evidence_on_real_sites():
+    def program():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        return pyro.sample("y", dist.Normal(2 * x, 1.0))
+
+    data = {"x": torch.tensor(1), "y": torch.tensor(5)}
+    assert_close(poutine.condition(worlds(program, {"x": 3.3}), data)(), torch.tensor([5.0, 9.6]))
+
+
+def test_axis_gone_astray_is_an_error():
+    def event():
+        with pyro.plate("rows", 1):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(a * torch.ones(3), 1.0).to_event())
+
+    with pytest.raises(ValueError, match="At site 'y', the axis of the 2 worlds has gone astray"):
+        worlds(event, {"a": 1.0})()
+
+
+def test_random_attributes_of_a_module_survive_the_search_for_a_dim():
+    class Module(pyro.nn.PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.w = pyro.nn.PyroSample(dist.Normal(0.0, 1.0))
+
+        def inner(self):
+            x = pyro.sample("x", dist.Normal(0.0, 1.0))
+            return pyro.sample("y", dist.Normal(self.w * x, 1.0))
+
+        def forward(self):
+            return worlds(self.inner, [{"x": 1.0}])()
+
+    assert "w" in run(Module()).nodes
+
+
+def test_replayed_values_that_were_changed_are_taken():
+    trace = run(worlds(model, [{"x": lambda x: x + 100}]))
+    trace.nodes["x"]["value"] = torch.full((N,), 50.0)
+    again = run(poutine.replay(worlds(model, [{"x": lambda x: x + 100}]), trace=trace))
+    assert torch.equal(value(again, "x"), torch.tensor([[50.0], [150.0]]).expand(2, N))
+
+
+def test_detached_traces_are_scored_alike():
+    for program in (do(model, {"x": lambda x: x + 100}), worlds(model, [{"x": 100.0}])):
+        trace = run(program)
+        expected = trace.log_prob_sum()
+        detached = run(program)
+        detached.detach_()
+        assert_close(detached.log_prob_sum(), expected)
+
+
+@pytest.mark.parametrize("action", [2.9, 3.0, 4.0])
+def test_gradients_where_other_worlds_cannot_have_the_value(action):
+    shift = torch.tensor(0.5, requires_grad=True)
+    transforms = [dist.transforms.ExpTransform(), dist.transforms.AffineTransform(0.0, 1.0)]
+
+    def program():
+        t = pyro.sample("t", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
+        moved = [*transforms, dist.transforms.AffineTransform(t + shift, 1.0)]
+        return pyro.sample(
+            "x", dist.TransformedDistribution(dist.Normal(0.0, 1.0), moved), obs=torch.tensor(3.0)
+        )
+
+    trace = run(worlds(program, {"t": action}))
+    (got,) = torch.autograd.grad(trace.log_prob_sum(), shift)
+    (expected,) = torch.autograd.grad(run(program).log_prob_sum(), shift)
+    assert got.isfinite() and torch.equal(got, expected)
+    (through,) = torch.autograd.grad(
+        run(worlds(program, {"t": action})).nodes["x"]["value"][1], shift
+    )
+    assert_close(through, torch.tensor(0.0))  # x - t - shift is the noise: it does not move
+
+
+def test_functions_see_the_shape_that_they_see_without_worlds():
+    seen = []
+
+    def flip(x):
+        seen.append(x.shape)
+        return x.flip(0)
+
+    trace = run(worlds(model, [{"x": flip}, {"h": flip, "x": 1.0}]))
+    assert seen == [(N,), (N,)]
+    assert torch.equal(value(trace, "x")[1], value(trace, "x")[0].flip(0))
+
+
+def test_surrogates_must_fit_the_site():
+    def program():
+        return pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    for causal in (worlds, do):
+        with pytest.raises(ValueError, match=r"At site 'x', the action has shape \(7,\)"):
+            causal(program, {"x": soft(lambda d: dist.Normal(torch.zeros(7), 1.0))})()
+
+
+def test_other_worlds_of_a_trace_have_no_density_and_no_return_value():
+    trace = run(worlds(model, ACTIONS))
+    assert world(trace, 1).log_prob_sum() == 0
+    assert "_RETURN" not in world(trace, 0).nodes
+
+
+def test_support_is_checked_in_the_world_of_the_action():
+    def program():
+        t = pyro.sample("t", dist.LogNormal(0.0, 1.0))
+        return pyro.sample("g", dist.Uniform(0.0, t))
+
+    with pytest.raises(ValueError, match="At site 'g'.*outside the support"):
+        worlds(program, [{"t": 1.0, "g": 2.0}])()
+    assert worlds(program, [{"t": 3.0, "g": 2.0}])()[1] == 2
+
+
+def test_what_do_cuts_off_is_no_descendant():
+    trace = run(worlds(do(model, {"h": 1.0, "y": 0.0}), [{"x": ROWS}]))
+    assert value(trace, "h").shape == (N,) and value(trace, "d").shape == (N,)
+
+
+def test_point_masses_as_guides_of_bounded_sites():
+    def program():
+        t = pyro.sample("t", dist.Normal(0.0, 1.0), obs=torch.tensor(4.0))
+        x = pyro.sample("x", dist.Uniform(0.0, t))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(2.0))
+
+    def guide():
+        pyro.sample("x", dist.Delta(torch.tensor(3.0)))
+
+    elbo = pyro.infer.TraceMeanField_ELBO()
+    assert elbo.loss(worlds(program, {"t": 1.0}), guide) == pytest.approx(elbo.loss(program, guide))

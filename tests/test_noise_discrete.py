@@ -145,6 +145,17 @@ def test_zero_probability_classes_never_come_up(make):
     assert fits(y[y > 0] - 1, torch.tensor([0.3, 0.7]))
 
 
+def test_no_noise_reaches_a_class_of_probability_zero():
+    u = torch.tensor([0.0, 1e9, 0.0])
+    assert predict(dist.Categorical(torch.tensor([0.5, 0.0, 0.5])), u) != 1
+    assert predict(dist.OneHotCategorical(torch.tensor([0.5, 0.0, 0.5])), u)[1] == 0.0
+    never, always = torch.tensor([0.0, 1.0])
+    assert predict(dist.Bernoulli(never), u[1]) == 0.0
+    assert predict(dist.Bernoulli(always), -u[1]) == 1.0
+    assert predict(dist.Binomial(5, never), torch.tensor(30.0)) == 0.0
+    assert predict(dist.Binomial(5, always), torch.tensor(-30.0)) == 5.0
+
+
 def test_an_impossible_class_is_kept_in_every_world():
     d = dist.Categorical(torch.tensor([[0.5, 0.0, 0.5], [0.2, 0.6, 0.2]]))
     u = abduct(d, torch.tensor(1))
@@ -232,6 +243,13 @@ def test_counts_under_extreme_parameters(d, x):
     x = torch.tensor(x)
     for _ in range(20):
         assert torch.equal(predict(d, abduct(d, x)), x)
+
+
+def test_abduction_leaves_the_distribution_as_it_was():
+    gate_logits = torch.zeros(3)
+    d = dist.ZeroInflatedPoisson(torch.ones(3), gate_logits=gate_logits)
+    predict(d, abduct(d, torch.ones(3)))
+    assert d.expand((2, 3)).batch_shape == (2, 3)
 
 
 def test_an_impossible_count_abducts_to_the_nearest_possible_one():

@@ -122,6 +122,18 @@ def test_distribution_functions_integrate_the_density(name):
     torch.testing.assert_close(density, d.log_prob(x).exp().detach(), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.skipif("generalized_pareto" not in TABULATED, reason="needs a later torch")
+@pytest.mark.parametrize("concentration", [-2.0, -0.5, 1e-9, 3.0])
+def test_quantiles_near_an_end_of_the_support(concentration):
+    part = dist.GeneralizedPareto(tensor([1.0, 1.0]), tensor(2.0), tensor(concentration))
+    d = dist.MixtureSameFamily(dist.Categorical(torch.ones(2, dtype=F64)), part)
+    p = tensor([1e-12, 1e-6, 0.3, 0.9, 1 - 1e-6, 1 - 1e-12])
+    x = 1 + 2 * (-concentration * (-p).log1p()).expm1() / concentration
+    y = quantile(cdf(d), torch.special.ndtri(p))
+    torch.testing.assert_close(y, x, rtol=1e-3 if concentration == 3.0 else 1e-12, atol=0.0)
+    torch.testing.assert_close(quantile(cdf(d), cdf(d).score(x)), x, rtol=1e-10, atol=0.0)
+
+
 def test_every_tabulated_family_is_tested():
     tested = tuple(type(known(name)[1]) for name in TABULATED)
     for family in [*RESIDUAL, *SCORED, *TRANSFORMED]:
@@ -146,12 +158,57 @@ def test_roots_are_found_at_any_distance():
         torch.testing.assert_close(x, u**3 + shift, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", TABULATED)
+def test_the_score_of_a_quantile_is_where_it_started(name):
+    law, _ = known(name)
+    u = torch.linspace(-6.0, 6.0, 1201, dtype=F64).unsqueeze(-1)
+    x = quantile(law, u).requires_grad_()
+    score = law.score(x)
+    (slope,) = torch.autograd.grad(score.sum(), x)
+    rounding = 1e-15 * (x.abs() + 3) * slope  # of x and of its location
+    assert ((score - u).abs() <= 1e-13 + rounding).all()
+
+
+@pytest.mark.parametrize("name", TABULATED)
+def test_distribution_functions_have_no_gaps(name):
+    law, _ = known(name)
+    far = 10 ** torch.linspace(0.0, 150.0, 1001, dtype=F64)
+    x = torch.cat([-far.flip(0), far]).unsqueeze(-1)
+    log_cdf, log_sf = law.tails(x, *law.parameters)
+    if name != "folded_laplace":  # reads its base on both sides
+        assert (log_cdf.diff(dim=0) >= 0).all()
+        assert (log_sf.diff(dim=0) <= 0).all()
+    assert not (log_cdf.isnan() | log_sf.isnan()).any()
+
+
+@pytest.mark.parametrize("p", [1e-12, 1e-6, 0.3, 0.5, 0.9, 1 - 1e-6, 1 - 1e-12])
+def test_quantiles(p):
+    score = tensor(stats.norm.ppf(p))
+    for d, law in [
+        (dist.Gamma(tensor(0.3), tensor(1.0)), stats.gamma(0.3)),
+        (dist.Beta(tensor(2.0), tensor(5.0)), stats.beta(2.0, 5.0)),
+        (dist.StudentT(tensor(3.0)), stats.t(3.0)),
+        (dist.FisherSnedecor(tensor(3.0), tensor(2.0)), stats.f(3.0, 2.0)),
+        (
+            dist.AsymmetricLaplace(tensor(0.0), tensor(1.0), tensor(2.0)),
+            stats.laplace_asymmetric(2.0),
+        ),
+        (dist.Kumaraswamy(tensor(1.0), tensor(5.0)), stats.beta(1.0, 5.0)),
+        (dist.SkewLogistic(tensor(0.0), tensor(1.0), tensor(3.0)), stats.genlogistic(3.0)),
+    ]:
+        assert quantile(cdf(d), score).item() == pytest.approx(law.ppf(p), rel=1e-9, abs=1e-12)
+
+
 def test_a_score_out_of_reach_is_the_end_of_the_support():
     law = cdf(dist.Beta(tensor(0.5), tensor(0.05)))  # most of it lies nearer to 1 than float64 goes
     assert quantile(law, tensor(5.0)) == 1.0
     assert quantile(law, tensor(math.nan)).isnan()
-    law = cdf(dist.Uniform(tensor(2.0), tensor(5.0)))
-    assert quantile(law, tensor([-50.0, 50.0])).tolist() == pytest.approx([2.0, 5.0])
+    uniform = dist.Uniform(tensor([2.0, 1.0]), tensor([5.0, 4.0]))
+    halves = dist.Categorical(torch.ones(2, dtype=F64))
+    ends = quantile(cdf(dist.MixtureSameFamily(halves, uniform)), tensor([-50.0, 50.0]))
+    assert ends.tolist() == pytest.approx([1.0, 5.0])
+    folded = dist.FoldedDistribution(dist.Uniform(tensor(-4.0), tensor(1.0)))
+    assert quantile(cdf(folded), tensor([-50.0, 50.0])).tolist() == pytest.approx([0.0, 4.0])
 
 
 def test_counts_are_found_at_any_distance():

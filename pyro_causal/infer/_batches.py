@@ -15,10 +15,10 @@ __all__ = ["TensorBatches", "arguments", "make_batches"]
 
 def arguments(batch: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Turn a batch into arguments: a mapping by keyword, a tuple or list by position."""
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
     if isinstance(batch, tuple | list):
         return tuple(batch), {}
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
     return (batch,), {}
 
 

@@ -111,7 +111,8 @@ class Loop:
         self._epoch_losses: list[float] = []
         self._best: dict[str, Tensor] = {}
         self._generators = _generators(self.data)
-        self._rng: dict[str, Any] = {}  # where the state was last whole
+        self._draws = not isinstance(self.data, TensorBatches | list)  # reading may use any RNG
+        self._rng: dict[str, Any] = {}  # where the state was last whole, unless that is now
         self._epoch_rng: dict[str, Any] | None = None  # from which the epoch drew its order
         self._validation_rng = rng_state()
         self._saved_at = time.monotonic()
@@ -122,11 +123,11 @@ class Loop:
         try:
             with signals, self.program.training(), self._bar(epochs, progress) as bar:
                 if not self._finished(epochs):
-                    self._mark()
                     while not self._finished(epochs):
                         self._epoch(signals, bar)
                     self._check_parameters()
                     self._save()
+                    signals.check()
         except KeyboardInterrupt as stop:
             message = self._save_interrupted()
             if signals.received == signal.SIGTERM:
@@ -137,6 +138,10 @@ class Loop:
         if self._best:
             self.program.load_state(self._best, path=self.path or "")
         return self.history
+
+    @property
+    def _begun(self) -> bool:
+        return bool(self.history.epochs or self._epoch_losses)
 
     def _finished(self, epochs: int) -> bool:
         done = self.history.epochs
@@ -156,12 +161,16 @@ class Loop:
     def _epoch(self, signals: Signals, bar: Any) -> None:
         batches = self._batches()
         while True:
-            self._mark()
+            self._rng, self.step.updating = {}, False
             signals.check()
             if isinstance(self.every, timedelta):
                 self._save(after=self.every)
+            if self._draws:
+                self._mark()
             if (batch := next(batches, END)) is END:
                 break
+            if not self._draws:
+                self._mark()
             loss = self._advance(batch)
             self._epoch_losses.append(loss)
             bar.update()
@@ -175,9 +184,10 @@ class Loop:
     def _batches(self) -> Any:
         """Begin an epoch, or go back into one: its order follows from the random state."""
         if self._epoch_rng is None:
-            drawn = isinstance(self.data, TensorBatches | list)  # if at all, by torch alone
-            self._epoch_rng = self._rng if drawn else rng_state(generators=self._generators)
-            return iter(self.data)
+            self._rng = rng_state(host=self._draws, generators=self._generators)
+            batches = iter(self.data)
+            self._epoch_rng = self._rng
+            return batches
         self.step.updating = True
         here = rng_state(generators=self._generators)
         set_rng_state(self._epoch_rng, generators=self._generators)
@@ -188,9 +198,8 @@ class Loop:
         return batches
 
     def _mark(self) -> None:
-        """Note that parameters, optimiser, history and random state are whole."""
+        """Keep the random state that belongs to the parameters, in case that a step is left."""
         self._rng = rng_state(host=False, generators=self._generators)
-        self.step.updating = False
 
     def _advance(self, batch: object) -> float:
         args, kwargs = arguments(batch)
@@ -234,7 +243,7 @@ class Loop:
                 self._best = self.program.state()
         self.step.end_epoch(history.losses[-1] if validation is None else validation)
         self._epoch_losses, self._epoch_rng = [], None
-        self._mark()
+        self._rng, self.step.updating = {}, False
         if isinstance(self.every, int) and history.epochs % self.every == 0:
             self._save()
 
@@ -262,11 +271,9 @@ class Loop:
                 )
 
     def _save(self, *, after: timedelta | None = None) -> None:
-        if self.path is None:
+        if self.path is None or not self._begun:
             return
         if after is not None and time.monotonic() - self._saved_at < after.total_seconds():
-            return
-        if after is not None and not self.program.tensors:
             return
         self._check_parameters()
         content = {
@@ -288,7 +295,7 @@ class Loop:
     def _save_interrupted(self) -> str:
         """Save after an interruption, and say where that leaves the user."""
         place = f"epoch {self.history.epochs + 1} after step {len(self._epoch_losses)}"
-        if self.path is None or not self.program.tensors:
+        if self.path is None or not self._begun:
             return f"Training was interrupted in {place}; the parameters stay as they are."
         if self.step.updating:
             return (
@@ -323,10 +330,8 @@ class Loop:
         set_rng_state(content["rng"], generators=self._generators)
 
     def _form(self) -> dict[str, Any]:
-        """Describe the data as far as it decides the order of batches."""
-        if not isinstance(self.data, TensorBatches):
-            return {"batches": length_hint(self.data, 0)}
-        return {"rows": self.data.rows, "batch_size": self.data.size, **self.data.signature}
+        """Describe the data as far as it decides what a resumed run does."""
+        return {"data": _describe(self.data), "validation": _describe(self.validation)}
 
     def _same(self, what: str, found: Any, expected: Any) -> None:
         if found != expected:
@@ -334,6 +339,12 @@ class Loop:
                 f"Checkpoint '{self.path}' was written with another {what}: expected {expected}, "
                 f"got {found}. Give what the first call gave, or another path."
             )
+
+
+def _describe(data: object) -> dict[str, Any] | None:
+    if isinstance(data, TensorBatches):
+        return {"rows": data.rows, "batch_size": data.size, **data.signature}
+    return None if data is None else {"batches": length_hint(data, 0)}
 
 
 def _generators(data: object) -> list[torch.Generator]:

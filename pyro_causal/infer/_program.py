@@ -80,9 +80,7 @@ class Program:
             return
         self._known.add(id(tensor))
         unique = name
-        while (
-            unique in self.tensors
-        ):  # two called modules of one class, in the order of their calls
+        while unique in self.tensors:  # modules of one class are told apart by their first call
             unique += "'"
         self.tensors[unique] = tensor
         if trained and tensor.requires_grad:

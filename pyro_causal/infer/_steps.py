@@ -7,7 +7,7 @@ import functools
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -80,11 +80,12 @@ class Step(ABC):
         """Do a step for its side effects only, before all state is loaded.
 
         It makes everything that the first step makes: lazy parameters, the optimiser's moments,
-        the plate nesting that an ELBO guesses, compiled code.
+        the plate nesting that an ELBO guesses, compiled code. The parameters may be bad as yet.
         """
         self._guarded = False
         try:
-            self(args, kwargs)
+            with pyro.validation_enabled(False):
+                self(args, kwargs)
         finally:
             self._guarded = True
 
@@ -102,11 +103,9 @@ class Step(ABC):
     def _value(self) -> Callable[..., Any]:
         return self.loss.loss if isinstance(self.loss, ELBO) else self.loss  # type: ignore[attr-defined]
 
-    @contextlib.contextmanager
-    def _learning(self) -> Iterator[None]:
+    def _learning(self) -> contextlib.AbstractContextManager[None]:
         """Learn the program's parameters when it runs for the first time."""
-        with contextlib.nullcontext() if self.program.tensors else self.program.capture():
-            yield
+        return contextlib.nullcontext() if self.program.tensors else self.program.capture()
 
     def _check(self, loss: Any) -> None:
         if self._guarded and not math.isfinite(value := number(loss)):
@@ -130,9 +129,9 @@ class Step(ABC):
         if idle:
             text = (
                 f"Parameters {', '.join(idle)} receive gradients but are not trained: expected "
-                "each at a pyro.param or pyro.module site, under a name that is new to the store, or "
-                "in the optimiser. Register them, call pyro.clear_param_store() before the first "
-                "run, or requires_grad_(False) on those that are meant to stay fixed."
+                "each at a pyro.param or pyro.module site, under a name that is new to the store, "
+                "or in the optimiser. Register them, call pyro.clear_param_store() before the "
+                "first run, or requires_grad_(False) on those that are meant to stay fixed."
             )
         elif all(param.grad is None for param in held):
             text = (
