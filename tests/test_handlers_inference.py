@@ -117,6 +117,20 @@ def test_score_function_gradients(name):
     assert_same_gradients(ELBOS[name], discrete_model, score_function_guide)
 
 
+@pytest.mark.parametrize(
+    "elbo",  # told the nesting: a run to guess it would draw noise of `b`, and shift the others'
+    [Trace_ELBO, TraceGraph_ELBO, lambda: Trace_ELBO(7, 2, vectorize_particles=True)],
+)
+def test_score_function_gradients_of_a_reached_site(elbo):
+    def program(y):
+        with pyro.plate("rows", N):
+            x = pyro.sample("x", dist.Normal(0.0, 1.0), obs=Y)
+            b = pyro.sample("b", dist.Bernoulli(logits=x))
+            return pyro.sample("y", dist.Normal(x + b, 1.0), obs=y)
+
+    assert_same_gradients(elbo, program, score_function_guide)
+
+
 @pytest.mark.parametrize("side", ["guide", "model"])
 def test_enumeration(side):
     enumerated = config_enumerate(default="parallel")

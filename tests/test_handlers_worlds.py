@@ -529,8 +529,9 @@ def test_unsupported_family_names_the_site():
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
         return pyro.sample("w", Unheard(x))
 
-    with pytest.raises(TypeError, match="At site 'w'.*Unheard"):
-        worlds(program, {"x": 1.0})()
+    for actions in ([{"x": 1.0}], [{"x": 1.0, "w": 3.0}, {"x": 2.0}]):
+        with pytest.raises(TypeError, match="At site 'w'.*Unheard"):
+            worlds(program, actions)()
     replaced = run(worlds(program, {"x": 1.0, "w": 3.0}))
     assert value(replaced, "w")[1] == 3
     assert_close(replaced.log_prob_sum(), run(program).log_prob_sum())
@@ -793,3 +794,39 @@ def test_point_masses_as_guides_of_bounded_sites():
 
     elbo = pyro.infer.TraceMeanField_ELBO()
     assert elbo.loss(worlds(program, {"t": 1.0}), guide) == pytest.approx(elbo.loss(program, guide))
+
+
+def test_deterministic_vectors_without_plates_or_layout():
+    def program():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        both = torch.stack(torch.broadcast_tensors(a, b), -1)
+        v = pyro.deterministic("v", both, event_dim=1)
+        return pyro.sample("y", dist.Normal(v.sum(-1), 1.0))
+
+    trace = run(worlds(program, [{"a": 1.0}, {"v": torch.tensor([5.0, 6.0])}]))
+    v = value(trace, "v")
+    assert v.shape == (3, 2) and torch.equal(v[2], torch.tensor([5.0, 6.0]))
+    assert world(trace, 1).nodes["v"]["value"][0] == 1
+    with worlds([{"a": 1.0}, {"a": 2.0}], dim=-1), poutine.trace() as tracer:
+        program()
+    assert value(tracer.trace, "v").shape == (3, 2)
+
+
+def test_undeclared_deterministic_beside_the_worlds_is_left_alone():
+    """Its length is the number of worlds, and no action reaches it."""
+
+    def program():
+        pyro.deterministic("table", torch.arange(2.0))
+        pyro.deterministic("square", torch.eye(2))
+        with pyro.plate("rows", 2):
+            x = pyro.sample("x", dist.Normal(0.0, 1.0))
+            pyro.deterministic("twice", 2 * x)
+            pyro.deterministic("pair", torch.stack([x, x], -1))
+
+    trace = run(worlds(program, [{"x": 1.0}]))
+    other = world(trace, 1).nodes
+    assert torch.equal(other["table"]["value"], torch.arange(2.0))
+    assert torch.equal(other["square"]["value"], torch.eye(2))
+    assert torch.equal(other["twice"]["value"], torch.full((2,), 2.0))
+    assert torch.equal(other["pair"]["value"], torch.ones(2, 2))

@@ -625,9 +625,11 @@ def test_resume_keeps_what_only_a_closure_knows(x: Tensor, tmp_path: Path) -> No
             with plate(x):
                 pyro.sample("x", dist.Normal(nets[0](nets[1](z.reshape(1))), 1.0), obs=x)
 
-        return model, lambda x: pyro.sample("z", dist.Normal(pyro.param("z_loc", z0), 1.0))
+        def guide(x):
+            pyro.sample("z", dist.Normal(pyro.param("z_loc", torch.tensor(0.5)), 1.0))
 
-    z0 = torch.tensor(0.5)
+        return model, guide
+
     check_resume(tmp_path / "run.pt", 5, ctrl_c, fixed, "torch", data=x)
 
 
