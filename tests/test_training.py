@@ -707,23 +707,19 @@ class Jittered(Dataset):
         return self.x[i] + 0.1 * torch.randn(()) + random.random() + np.random.rand()
 
 
+@pytest.mark.parametrize("act", [ctrl_c, partial(signal.raise_signal, signal.SIGINT)])
 @pytest.mark.parametrize("own", [False, True])
-def test_resume_is_exact_with_a_loader(own: bool, x: Tensor, tmp_path: Path) -> None:
+def test_resume_is_exact_with_a_loader(own: bool, act: Callable, x: Tensor, tmp_path: Path) -> None:
     def loader(seed: int) -> DataLoader:
         generator = torch.Generator().manual_seed(seed) if own else None
         return DataLoader(Jittered(x.double()), batch_size=BATCH, shuffle=True, generator=generator)
 
     def once(seed: int, **options: Any):
-        # The bomb is a signal, which takes effect between two steps.
         return train(bare, "torch", seed, data=loader(seed), batch_size=None, **options)
 
     expected, final, drawn = once(0)
     with pytest.raises(TrainingInterrupted):
-        once(
-            0,
-            checkpoint=tmp_path / "run.pt",
-            wrap=lambda model: At(7, lambda: signal.raise_signal(signal.SIGINT))(model),
-        )
+        once(0, checkpoint=tmp_path / "run.pt", wrap=lambda model: At(7, act)(model))
     history, resumed, drawn_too = once(5, checkpoint=tmp_path / "run.pt", resume=True)
     assert history == expected
     assert same(resumed, final)

@@ -111,7 +111,10 @@ class Loop:
         self._epoch_losses: list[float] = []
         self._best: dict[str, Tensor] = {}
         self._generators = _generators(self.data)
-        self._draws = not isinstance(self.data, TensorBatches | list)  # reading may use any RNG
+        # Reading the data may draw from any generator; its order may, from torch's, at the start.
+        self._draws = not isinstance(self.data, TensorBatches | list)
+        self._orders = self._draws or (isinstance(self.data, TensorBatches) and not self.data.whole)
+        self._timed = self.path is not None and isinstance(self.every, timedelta)
         self._rng: dict[str, Any] = {}  # where the state was last whole, unless that is now
         self._epoch_rng: dict[str, Any] | None = None  # from which the epoch drew its order
         self._validation_rng = rng_state()
@@ -163,8 +166,8 @@ class Loop:
         while True:
             self._rng, self.step.updating = {}, False
             signals.check()
-            if isinstance(self.every, timedelta):
-                self._save(after=self.every)
+            if self._timed:
+                self._save_in_time()
             if self._draws:
                 self._mark()
             if (batch := next(batches, END)) is END:
@@ -184,13 +187,15 @@ class Loop:
     def _batches(self) -> Any:
         """Begin an epoch, or go back into one: its order follows from the random state."""
         if self._epoch_rng is None:
-            self._rng = rng_state(host=self._draws, generators=self._generators)
+            if self._orders:
+                self._mark()
             batches = iter(self.data)
             self._epoch_rng = self._rng
             return batches
         self.step.updating = True
         here = rng_state(generators=self._generators)
-        set_rng_state(self._epoch_rng, generators=self._generators)
+        if self._orders:
+            set_rng_state(self._epoch_rng, generators=self._generators)
         batches = iter(self.data)
         for _ in islice(batches, len(self._epoch_losses)):
             pass
@@ -199,7 +204,7 @@ class Loop:
 
     def _mark(self) -> None:
         """Keep the random state that belongs to the parameters, in case that a step is left."""
-        self._rng = rng_state(host=False, generators=self._generators)
+        self._rng = rng_state(host=self._draws, generators=self._generators)
 
     def _advance(self, batch: object) -> float:
         args, kwargs = arguments(batch)
@@ -270,10 +275,13 @@ class Loop:
                     "earlier state."
                 )
 
-    def _save(self, *, after: timedelta | None = None) -> None:
+    def _save_in_time(self) -> None:
+        assert isinstance(self.every, timedelta)
+        if time.monotonic() - self._saved_at >= self.every.total_seconds():
+            self._save()
+
+    def _save(self) -> None:
         if self.path is None or not self._begun:
-            return
-        if after is not None and time.monotonic() - self._saved_at < after.total_seconds():
             return
         self._check_parameters()
         content = {

@@ -39,8 +39,8 @@ def number(loss: Any) -> float:
 class Step(ABC):
     """A callable that does one update of a program's parameters and returns the loss before it.
 
-    Nothing is updated when the loss is not finite: this raises ``ValueError``. While `updating` is
-    true, parameters, optimiser and random state do not belong to one point in time.
+    Nothing is updated when the loss is not finite: this raises ``ValueError``. A step sets
+    `updating` before it changes anything, and who calls it clears that with the books in order.
     """
 
     model: Callable[..., Any]
@@ -166,7 +166,6 @@ class SVIStep(Step):
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
         loss = self._svi.step(*args, **kwargs)
         self.program.follow()
-        self.updating = False
         return number(loss)
 
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
@@ -238,7 +237,6 @@ class TorchStep(Step):
         self._clip()
         self.updating = True
         optimizer.step()
-        self.updating = False
         return number(loss)
 
     def _ready_optimizer(self) -> Optimizer:

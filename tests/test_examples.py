@@ -1,0 +1,233 @@
+"""The example scripts at smoke size: their numbers beside the truth, and the files they write."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+
+from pyro_causal import CounterfactualPredictive, do
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PICTURES = {
+    "quickstart": {"textbook.png", "graph.png", "dose.png", "quickstart.png"},
+    "custom_guide": {"dose.png"},
+}
+every_script = pytest.mark.parametrize("name", sorted(PICTURES))
+
+
+@cache
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass
+class Run:
+    """What a script returned, printed and wrote."""
+
+    results: dict[str, dict[str, dict[str, float]]]
+    printed: str
+    out: Path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    @cache
+    def once(name: str) -> Run:
+        script, out = load(name), tmp_path_factory.mktemp(name) / "new" / "folder"
+        arguments = script.parse(["--preset", "smoke", "--seed", "0", "--out", str(out)])
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            results = script.main(arguments)
+        return Run(results, printed.getvalue(), out)
+
+    return once
+
+
+def test_every_script_is_tested():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(PICTURES)
+
+
+@every_script
+def test_a_script_has_the_flags_of_all_scripts(name):
+    arguments = load(name).parse([])
+    assert vars(arguments) == {
+        "preset": "cpu",
+        "seed": 0,
+        "device": "cpu",
+        "out": Path("out") / name,
+    }
+    assert set(load(name).PRESETS) == {"smoke", "cpu", "paper"}
+
+
+@every_script
+def test_a_script_writes_what_it_returns_and_its_pictures(name, run):
+    done = run(name)
+    assert json.loads((done.out / "metrics.json").read_text()) == done.results
+    assert {path.name for path in done.out.glob("*.png")} == PICTURES[name]
+    for picture in done.out.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert picture.stat().st_size < 150_000
+
+
+@every_script
+def test_a_script_prints_every_number_that_it_returns(name, run):
+    done = run(name)
+    for table in done.results.values():
+        for row, columns in table.items():
+            line = next(line for line in done.printed.splitlines() if line.startswith(f"  {row} "))
+            assert line.split()[-len(columns) :] == [f"{value:.3f}" for value in columns.values()]
+
+
+# ------------------------------------------------------------------------------------- quickstart
+
+
+def test_the_textbook_answers_on_three_rungs(run):
+    answers = {rung: row["answer"] for rung, row in run("quickstart").results["textbook"].items()}
+    assert answers["counterfactual"] == pytest.approx(1.90, abs=1e-4)
+    # Encouragement given homework 2 is 0.5 * 2 / 1.25 = 0.8 on average.
+    assert answers["association"] == pytest.approx(0.7 * 0.8 + 0.4 * 2, abs=0.05)
+    assert answers["intervention"] == pytest.approx(0.4 * 2, abs=0.05)
+
+
+def test_the_flows_learn_thickness_and_intensity(run):
+    table = run("quickstart").results["scalars"]
+    for name in ("E log p(t)", "E log p(i | t)"):
+        assert table[name]["learned"] == pytest.approx(table[name]["truth"], abs=0.03)
+    assert table["E log p(t)"]["truth"] == pytest.approx(
+        -dist.Gamma(6.0, 4.0).entropy().item(), abs=0.15
+    )
+    assert table["E[i | do(t = 3)]"]["learned"] == pytest.approx(201.6, abs=4)
+    assert table["E[t | do(i = 100)]"]["learned"] == pytest.approx(2.5, abs=0.1)
+    assert table["E[t | i = 100]"]["learned"] == pytest.approx(1.9, abs=0.1)
+
+
+def test_counterfactual_images_beat_the_cheap_answers(run):
+    table = run("quickstart").results["images"]
+    assert table["mean"]["learned"] < table["mean"]["rescaled"] < table["mean"]["unchanged"]
+    for question in ("do(t + 1)", "do(t = 1.5)", "do(t = 4)"):
+        assert table[question]["learned"] < 0.5 * table[question]["unchanged"]
+        assert table[question]["learned"] < table[question]["rescaled"]
+    for question in ("do(i = 100)", "do(i = 220)"):
+        assert table[question]["learned"] < 0.7 * table[question]["unchanged"]
+        assert table[question]["rescaled"] < 1e-3  # which is the true mechanism
+
+
+def test_counterfactual_images_show_what_was_done(run):
+    table = run("quickstart").results["images"]
+    assert table["mean"]["t floor"] < 0.2
+    assert table["mean"]["i floor"] < 5
+    assert table["mean"]["t off by"] < 0.5
+    assert table["mean"]["i off by"] < 35
+
+
+def test_doing_nothing_changes_nothing_and_there_is_a_way_back(run):
+    table = run("quickstart").results["soundness"]
+    assert table["composition"]["learned"] < 1e-3
+    assert 0 < table["reversibility of do(t + 1)"]["learned"] < 2
+
+
+@pytest.fixture(scope="module")
+def paths():
+    from sklearn.datasets import load_digits
+
+    return load("quickstart").pen_paths(load_digits().images[:50])
+
+
+def test_the_true_worlds_share_the_path_of_the_pen(paths):
+    script = load("quickstart")
+    rows = script.sample_digits(script.truth, paths)
+    seen = poutine.condition(script.truth, {"t": rows["t"], "i": rows["i"]})
+    actions = [{"t": rows["t"]}, {"i": 2.0 * rows["i"]}, {"t": rows["t"] + 1.0}]
+    draws = CounterfactualPredictive(seen, actions)(paths)
+    same, brighter, thicker = draws["x"][0, 1:]
+    torch.testing.assert_close(draws["x"][0, 0], rows["x"])
+    torch.testing.assert_close(same, rows["x"])
+    torch.testing.assert_close(brighter, 2.0 * rows["x"])
+    assert (thicker > rows["x"]).all()
+    noise = ((draws["i"] - 64) / 191).logit() - 2 * draws["t"]
+    torch.testing.assert_close(noise[0, 3], noise[0, 0], atol=1e-3, rtol=0)
+
+
+def test_the_gauge_reads_true_images(paths):
+    script = load("quickstart")
+    pens = do(script.truth, {"t": dist.Uniform(1.2, 5.5), "i": dist.Uniform(64.0, 255.0)})
+    gauge = script.Gauge(script.sample_digits(pens, paths.repeat(10, 1, 1)))
+    rows = script.sample_digits(script.truth, paths)
+    reading = gauge(rows["x"])
+    assert (reading["t"] - rows["t"]).abs().mean() < 0.2
+    assert (reading["i"] - rows["i"]).abs().mean() < 4
+
+
+def test_thinning_keeps_the_shape():
+    y, x = np.mgrid[:40, :40] - 20
+    radius = np.hypot(y, x)
+    line = np.zeros((40, 40), dtype=bool)
+    line[20, 5:35] = True
+    ring, kept = load("quickstart").thin(np.stack([(radius > 6) & (radius < 14), line]))
+    assert np.abs(radius[ring] - 10).max() < 1.5
+    assert 50 < ring.sum() < 80
+    assert (kept == line).all()
+
+
+def test_a_pen_path_passes_through_the_ink(paths):
+    from sklearn.datasets import load_digits
+
+    assert paths.shape == (50, 28, 28)
+    assert paths.flatten(1).amin(1).max() < 0.5
+    ink = torch.as_tensor(load_digits().images[:50], dtype=torch.float32) / 16
+    ink = torch.nn.functional.pad(torch.nn.functional.interpolate(ink[:, None], (20, 20)), [4] * 4)
+    assert ink[:, 0][paths < 0.5].mean() > 0.8
+
+
+# ----------------------------------------------------------------------------------- custom_guide
+
+
+def test_the_guide_answers_for_one_patient(run):
+    table = run("custom_guide").results["one"]
+    assert table["guide"]["truth"] == pytest.approx(2 / 3)
+    for source, tolerance in (("guide", 0.1), ("importance weighting", 0.03)):
+        row = table[source]
+        assert row["mean"] == pytest.approx(row["truth"], abs=tolerance)
+        assert row["sd"] == pytest.approx(row["true sd"], abs=tolerance / 2)
+
+
+def test_the_guide_answers_for_all_patients(run):
+    table = {name: row["answer"] for name, row in run("custom_guide").results["all"].items()}
+    assert table["average effect of one more"] == pytest.approx(-1.0, abs=0.1)
+    assert table["slope of y on x"] == pytest.approx(0.5, abs=0.2)
+    assert table["error of each mean"] < 0.12
+    assert table["error of each sd"] < 0.06
+
+
+@pytest.mark.parametrize("x, y", [(-1.0, 2.0), (0.3, 0.0), (2.0, -1.0)])
+def test_the_closed_form_is_that_of_the_model(x, y):
+    script = load("custom_guide")
+    z = torch.linspace(-8.0, 8.0, 4001, dtype=torch.float64)  # every frailty there might be
+    patient = torch.full_like(z, x), torch.full_like(z, y)
+    model = poutine.condition(script.model, {"z": z})
+    trace = poutine.trace(model).get_trace(*patient)
+    trace.compute_log_prob()
+    weights = sum(trace.nodes[name]["log_prob"] for name in "zxy").softmax(0)
+    there = CounterfactualPredictive(model, [{"x": 1.5}])(*patient)["y"][0, 1]
+    mean = (weights * there).sum()
+    expected = script.closed_form(torch.tensor(x), torch.tensor(y), 1.5)
+    assert mean.item() == pytest.approx(expected[0].item(), abs=1e-5)
+    sd = (weights * (there - mean) ** 2).sum().sqrt()
+    assert sd.item() == pytest.approx(expected[1].item(), abs=1e-5)
