@@ -17,7 +17,7 @@ help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(VENV)/.installed-examples  ## install and run the main example; pictures go to out/quickstart
-	$(BIN)/python examples/quickstart.py --out out/quickstart
+	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.installed-test  ## install and run the whole suite, doctests included
 	$(PYTEST) --cov --cov-fail-under=95 --durations=10

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-__all__ = ["TensorBatches", "arguments", "make_batches"]
+__all__ = ["TensorBatches", "arguments", "describe", "generators", "make_batches"]
 
 
 def arguments(batch: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -157,3 +157,17 @@ def _is_whole(data: object) -> bool:
     if isinstance(data, tuple | list):
         return len(data) > 0 and not all(isinstance(x, tuple | list | Mapping) for x in data)
     return isinstance(data, Tensor) or (isinstance(data, Mapping) and len(data) > 0)
+
+
+def describe(data: object) -> dict[str, Any] | None:
+    """Describe data as far as it decides what a resumed run does."""
+    if isinstance(data, TensorBatches):
+        return {"rows": data.rows, "batch_size": data.size, **data.signature}
+    return None if data is None else {"batches": length_hint(data, 0)}
+
+
+def generators(data: object) -> list[torch.Generator]:
+    """Find the random generators that a loader draws its order from, other than the global one."""
+    owners = (data, getattr(data, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_causal.infer._batches import TensorBatches, arguments
+from pyro_causal.infer._batches import TensorBatches, arguments, describe, generators
 from pyro_causal.infer._faults import count_bad, first_bad_site
 from pyro_causal.infer._signals import Signals
 from pyro_causal.infer._steps import Step
@@ -110,7 +110,7 @@ class Loop:
         self.program = self.step.program
         self._epoch_losses: list[float] = []
         self._best: dict[str, Tensor] = {}
-        self._generators = _generators(self.data)
+        self._generators = generators(self.data)
         # Reading the data may draw from any generator; its order may, from torch's, at the start.
         self._draws = not isinstance(self.data, TensorBatches | list)
         self._orders = self._draws or (isinstance(self.data, TensorBatches) and not self.data.whole)
@@ -339,7 +339,7 @@ class Loop:
 
     def _form(self) -> dict[str, Any]:
         """Describe the data as far as it decides what a resumed run does."""
-        return {"data": _describe(self.data), "validation": _describe(self.validation)}
+        return {"data": describe(self.data), "validation": describe(self.validation)}
 
     def _same(self, what: str, found: Any, expected: Any) -> None:
         if found != expected:
@@ -347,16 +347,3 @@ class Loop:
                 f"Checkpoint '{self.path}' was written with another {what}: expected {expected}, "
                 f"got {found}. Give what the first call gave, or another path."
             )
-
-
-def _describe(data: object) -> dict[str, Any] | None:
-    if isinstance(data, TensorBatches):
-        return {"rows": data.rows, "batch_size": data.size, **data.signature}
-    return None if data is None else {"batches": length_hint(data, 0)}
-
-
-def _generators(data: object) -> list[torch.Generator]:
-    """Find the random generators that a loader draws its order from, other than the global one."""
-    owners = (data, getattr(data, "sampler", None))
-    found = [getattr(owner, "generator", None) for owner in owners]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
