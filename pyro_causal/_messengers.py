@@ -146,8 +146,8 @@ def _settle(worlds: Sequence[WorldsMessenger], msg: Message, targeted: bool) -> 
             "depends on an intervention. Sample it in the guide, or enumerate it in the guide "
             "only by infer={'enumerate': 'sequential'}."
         )
-    afresh = all(draws_afresh(action.get(name)) for h in worlds for action in h.actions)
-    msg["value"] = site.in_all_worlds(needed=not afresh)
+    actions = [action.get(name) for h in worlds for action in h.actions]
+    msg["value"] = site.in_all_worlds(lambda: not all(map(draws_afresh, actions)))
 
 
 def _factual(handlers: Sequence[CausalMessenger], msg: Message) -> Message:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -38,6 +38,8 @@ class Layout:
         batch, event = self.shapes.get(name, (None, None))
         if batch is None or event is None:
             return
+        if fn.batch_shape[-len(batch) :] == batch and fn.event_shape == event:
+            return  # nothing but a new axis on the left: the usual case, and the quick one
         plain = (1,) * (self.nesting - len(batch)) + tuple(batch)
         now = (1,) * (self.nesting - len(fn.batch_shape)) + tuple(fn.batch_shape)
         own = now[len(now) - self.nesting :]  # without the dims of worlds and of plates outside
@@ -107,7 +109,7 @@ class Site:
         stand_in = self.fn.sample().to(self.factual.dtype)
         return noise.abduct(self.fn, torch.where(possible, self.factual, stand_in))
 
-    def in_all_worlds(self, *, needed: bool) -> Tensor:
+    def in_all_worlds(self, needed: Callable[[], bool]) -> Tensor:
         """Push the noise through the mechanisms of all worlds; the factual value stays as it is.
 
         Where it is not `needed`, as actions set all other worlds, a family without noise will do.
@@ -115,7 +117,7 @@ class Site:
         try:
             natural = noise.predict(self.fn, self.noise).to(self.factual.dtype)
         except TypeError:
-            if needed:
+            if needed():
                 raise
             natural = self.factual.expand(self.fn.shape())
         shape = list(natural.shape)
