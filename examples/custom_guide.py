@@ -16,6 +16,9 @@ answer has a closed form::
 
 **References.** Pearl 2009, *Causality*, theorem 7.1.7 (abduction, action, prediction); Kingma &
 Welling 2014, *Auto-encoding variational Bayes*, https://arxiv.org/abs/1312.6114 (amortisation).
+
+**Expected.** `--preset cpu` takes ten seconds on one core. Over 1000 patients, the guide's means
+are off the closed form by 0.04, its standard deviations by 0.02; the average effect is -1.00.
 """
 
 from __future__ import annotations

@@ -10,13 +10,29 @@ brightly; both show in the image `x`::
     i = 64 + 191 sigmoid(2 t - 5 + e_i), e_i ~ N(0, 0.5²)    intensity in grey levels
     x = i * stroke(path, t)                                  28 x 28 pixels
 
-The model learns from `t`, `i` and `x` alone, and answers for digits that it has never seen.
+Each training digit is written with ten pens. The model learns from the rows `t`, `i`, `x` alone, is
+not told which of them share a path, and is asked about digits that it has never seen.
 
 **References.** Pearl, Glymour & Jewell 2016, *Causal inference in statistics: a primer*, section
 4.2; Pawlowski, Castro & Glocker 2020, *Deep structural causal models for tractable counterfactual
 inference*, https://arxiv.org/abs/2006.06485 (thickness and intensity after its section 4); Monteiro
 et al. 2023, *Measuring axiomatic soundness of counterfactual image models*,
 https://arxiv.org/abs/2303.01274.
+
+**Expected.** `--preset cpu` takes a minute and a half on one core, `smoke` ten seconds. With seeds
+0, 1 and 2, mean (range), errors of images in grey levels::
+
+    textbook, counterfactual               1.90   (exact)
+    E log p(t), truth minus learned        0.001  (0.001 to 0.002)
+    E log p(i | t), truth minus learned    0.000  (-0.001 to 0.000)
+    error of counterfactual images         2.62   (2.54 to 2.69)
+        of the images unchanged           12.98   (12.90 to 13.08)
+        of the images rescaled             6.05   (6.03 to 6.06)
+    composition                            0.00   (below 1e-5)
+    reversibility of do(t + 1)             0.78   (0.73 to 0.83)
+
+Rescaled: grey levels changed by the true mechanism of `i`, the shape left alone. For do(i) that is
+the truth, and the model, which has to learn it, is worse; it wins where the shape changes.
 """
 
 from __future__ import annotations
