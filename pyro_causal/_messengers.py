@@ -84,9 +84,8 @@ def _replace(handlers: Sequence[CausalMessenger], msg: Message) -> None:
         value = value.to(torch.get_default_dtype())  # whole numbers as evidence on a real site
     msg["value"] = value
     given = value is not None and not (msg.pop("_drawn", False) or ours)
-    computed = msg.get("_computed") or site_is_factor(msg) or as_delta(fn) is not None
-    for dim in dims if value is not None and not computed else ():
-        if given and spans(value.shape, dim - event_dim):
+    for dim in dims if given else ():
+        if spans(value.shape, dim - event_dim) and not _is_computed(msg):
             raise ValueError(
                 f"At site '{msg['name']}', the value given has shape {tuple(value.shape)}, which "
                 f"takes the dim {dim} of the worlds: expected a factual value. Put the evidence "
@@ -95,6 +94,11 @@ def _replace(handlers: Sequence[CausalMessenger], msg: Message) -> None:
     for handler in handlers:
         if msg["name"] in handler.targets:
             handler.replace(msg, dims)
+
+
+def _is_computed(msg: Message) -> bool:
+    """Whether the program has computed the value, worlds and all."""
+    return bool(msg.get("_computed") or site_is_factor(msg) or as_delta(msg["fn"]) is not None)
 
 
 def _is_discrete(fn: Any) -> bool:
@@ -134,8 +138,8 @@ def _settle(worlds: Sequence[WorldsMessenger], msg: Message, targeted: bool) -> 
     for handler in worlds:
         factual = narrow(factual, handler.dim, event_dim)
     site = msg["site"] = Site(name, fn, factual, differing, msg["cond_indep_stack"], value)
-    computed = site_is_factor(msg) or as_delta(fn) is not None
-    if (msg.pop("_computed", False) and not targeted) or (computed and factual is not value):
+    observed = msg.pop("_computed", False)
+    if factual is not value and ((observed and not targeted) or _is_computed(msg)):
         return
     msg["value"] = factual
     if not differing:
@@ -256,16 +260,16 @@ class WorldsMessenger(CausalMessenger):
         for key in ("mask", "scale"):  # of the worlds, only the factual one is scored
             if isinstance(msg[key], Tensor):
                 msg[key] = narrow(msg[key], self.dim)
-        fn, value = msg["fn"], msg["value"]
+        fn, value, factor = msg["fn"], msg["value"], site_is_factor(msg)
         if msg["infer"].get("_deterministic"):
             self._place_events(msg)
         else:
             self.layout.check(name, fn, self.size)
-            if msg["is_observed"] and value is not None and not site_is_factor(msg):
+            if msg["is_observed"] and value is not None and not factor:
                 msg["_computed"] = self._is_spread(value, fn)
-        if not site_is_factor(msg):
+        if not factor:
             self._seen[name] = None
-        targeted = name in self.targets and name in self._seen
+        targeted = name in self.targets and not factor
         if targeted or msg.get("_computed") or self.differs(name, msg["fn"]):
             dispatch(self, msg, _replace, _rewrite, _factual)
 

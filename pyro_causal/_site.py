@@ -135,9 +135,12 @@ class Site:
         return joined
 
 
+WRAPPERS = (Independent, MaskedDistribution)
+
+
 def as_delta(fn: object) -> Delta | None:
     """The point mass inside `fn`, if it is one: a deterministic site's distribution."""
-    while isinstance(fn, Independent | MaskedDistribution):
+    while isinstance(fn, WRAPPERS):
         fn = fn.base_dist
     return fn if isinstance(fn, Delta) else None
 
