@@ -719,7 +719,7 @@ def test_detached_traces_are_scored_alike():
         assert_close(detached.log_prob_sum(), expected)
 
 
-@pytest.mark.parametrize("action", [2.9, 3.0, 4.0])
+@pytest.mark.parametrize("action", [2.5, 2.9, 4.0])  # at the edge, and beyond
 def test_gradients_where_other_worlds_cannot_have_the_value(action):
     shift = torch.tensor(0.5, requires_grad=True)
     transforms = [dist.transforms.ExpTransform(), dist.transforms.AffineTransform(0.0, 1.0)]
