@@ -112,7 +112,7 @@ def _rewrite(handlers: Sequence[CausalMessenger], msg: Message) -> None:
     """Settle, intervene (innermost first, so that the outermost wins), tell the truth about it."""
     targeted = [h for h in handlers if msg["name"] in h.targets]
     _settle([h for h in handlers if isinstance(h, WorldsMessenger)], msg, bool(targeted))
-    natural = msg["value"]
+    natural = msg["site"].natural = msg["value"]
     if len(targeted) > 1:
         warnings.warn(
             f"At site '{msg['name']}', {len(targeted)} nested interventions meet: the outermost "
@@ -208,7 +208,7 @@ class DoMessenger(CausalMessenger):
         """A replaced mechanism keeps its value; other actions are functions of it."""
         action, site = self.targets[msg["name"]], msg["site"]
         if draws_afresh(action):
-            msg["value"] = site.proposed
+            msg["value"] = site.natural
         else:
             msg["value"] = apply_action(action, site.name, site.fn, msg["value"], site)
 

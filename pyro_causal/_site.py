@@ -61,7 +61,7 @@ class Site:
     - ``factual``: the value in the factual world, ones at the dims of the worlds.
     - ``dims``: the dims of the worlds between which the mechanism `fn` differs.
     - ``frames``: the plates that the site is in.
-    - ``proposed``: the value that the handlers around have agreed on.
+    - ``natural``: the value in all worlds, interventions aside, as far as it is known.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Site:
         factual: Tensor,
         dims: tuple[int, ...],
         frames: Sequence[CondIndepStackFrame],
-        proposed: Tensor,
+        natural: Tensor,
     ) -> None:
         self.name = name
         self.fn = fn
         self.factual = factual
         self.dims = dims
         self.frames = frames
-        self.proposed = proposed
+        self.natural = natural
         self.event_dim: int = getattr(fn, "event_dim", 0)
 
     @cached_property

@@ -830,3 +830,11 @@ def test_undeclared_deterministic_beside_the_worlds_is_left_alone():
     assert torch.equal(other["square"]["value"], torch.eye(2))
     assert torch.equal(other["twice"]["value"], torch.full((2,), 2.0))
     assert torch.equal(other["pair"]["value"], torch.ones(2, 2))
+
+
+def test_stochastic_do_around_worlds_draws_once_for_all_of_them():
+    trace = run(do(worlds(model, [{"x": 1.0}, {"x": 2.0}]), {"h": dist.Normal(0.0, 1.0)}))
+    h, d = value(trace, "h"), value(trace, "d")
+    assert h.unique().numel() == N
+    assert torch.equal(h.expand(3, N), h[0].expand(3, N))
+    assert torch.equal(d.expand(3, N), d[0].expand(3, N))
