@@ -178,7 +178,7 @@ def _kind(argument: object) -> object:
     """What of an argument may change the shapes of a program."""
     if isinstance(argument, Tensor):
         return argument.shape
-    return argument if isinstance(argument, int | str | None) else type(argument)
+    return type(argument), argument if isinstance(argument, int | str) else None  # True is not 1
 
 
 def _layout(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Layout:

@@ -668,6 +668,15 @@ def test_layout_follows_the_arguments():
     assert torch.equal(both(torch.tensor([1.0, 2.0])), torch.tensor([[2.0, 3.0], [7.0, 7.0]]))
 
 
+def test_layout_tells_true_from_one():
+    def program(wide):
+        with pyro.plate("rows", 2) if wide is True else pyro.poutine.scale(scale=1.0):
+            return pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    both = worlds(program, {"x": 6.0})
+    assert both(1).shape == (2,) and both(True).shape == (2, 2)
+
+
 def test_whole_numbers_as_evidence_on_real_sites():
     def program():
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
