@@ -19,7 +19,9 @@ LAYERS: dict[int, tuple[str, ...]] = {
     1: (
         "_tails < _quantile < _cdf < _gumbel < _coordinates < noise"
         " < _site < _actions < _factual < _messengers < handlers",
-        "graph.admg < graph.expression < graph.identify < graph.counterfactual < graph.hgraph"
+        "graph._bits < graph.admg < graph.convert < graph.expression < graph._evaluate < graph._hedge"
+        " < graph._kernel < graph.identify < graph.adjustment < graph._worlds < graph.counterfactual"
+        " < graph.bounds < graph.hgraph"
         " < graph",
         "metrics.structure < metrics.distribution < metrics.counterfactual < metrics",
     ),
