@@ -41,8 +41,8 @@ def _closure(start: int, steps: Sequence[int], within: int) -> int:
 class Bits:
     """Parents, children and siblings (ends of bidirected edges) of every node, as masks.
 
-    `within` restricts a question to the subgraph of a mask; -1 is everything. `order` is topological:
-    parents first, else as the nodes are numbered; it leaves out nodes on or behind a cycle.
+    `within` restricts a question to the subgraph of a mask; -1 is everything. `order` puts parents
+    first, else it is that of the numbers; it leaves out nodes on or behind a cycle.
     """
 
     __slots__ = ("all", "children", "order", "parents", "siblings")

@@ -18,8 +18,8 @@ class ADMG:
     r"""An acyclic directed mixed graph.
 
     An edge :math:`a \to b` says that a is a direct cause of b, and :math:`a \leftrightarrow b` that
-    a hidden variable is a cause of both. Immutable and hashable. Sets of nodes are given as one name or several, and come back as
-    frozensets.
+    a hidden variable is a cause of both. Immutable and hashable. Sets of nodes are given as one
+    name or several, and come back as frozensets.
 
     **Arguments**
 
