@@ -2,7 +2,7 @@
 
 from pyro_causal.graph.admg import ADMG, do_calculus
 from pyro_causal.graph.estimand import Estimand, PositivityError
-from pyro_causal.graph.identify import Hedge, Unidentifiable, c_factor, identify
+from pyro_causal.graph.identify import Hedge, Unidentifiable, c_factor, identify, is_identifiable
 
 __all__ = [
     "ADMG",
@@ -13,4 +13,5 @@ __all__ = [
     "c_factor",
     "do_calculus",
     "identify",
+    "is_identifiable",
 ]

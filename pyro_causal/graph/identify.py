@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations, islice
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from pyro_causal.graph.admg import ADMG, Names
 from pyro_causal.graph.estimand import Estimand, Member, as_datasets, show_dataset
 from pyro_causal.graph.expression import Dataset, Expression, Var, fraction, product, total
 
-__all__ = ["Estimand", "Hedge", "Unidentifiable", "c_factor", "identify"]
+__all__ = ["Hedge", "Search", "Unidentifiable", "c_factor", "identify", "is_identifiable"]
 
 MOST_TRIALS = 4096  # sets of nodes to average over, tried for datasets that hide some nodes
 
@@ -39,34 +39,78 @@ def identify(
       experiment that records some nodes only.
 
     **Raises** ``Unidentifiable``: no formula exists; its ``hedge`` is the proof. Where some dataset
-    records some nodes only, no complete criterion is known, and the message says so. ``ValueError``:
-    unknown nodes, sets that overlap, no outcome, no dataset.
+    records some nodes only, no complete criterion is known, and the message says so.
+    ``ValueError``: unknown nodes, sets that overlap, no outcome, no dataset.
 
-    **References** Shpitser & Pearl 2006, Identification of conditional interventional distributions
-    (IDC), theorem 6. Lee, Correa & Bareinboim 2019, General identifiability with arbitrary surrogate
-    experiments (gID), theorem 3. Kivva, Etesami & Kiyavash 2023, On identifiability of conditional
-    causal effects. Lee & Bareinboim 2020, Causal effect identifiability under partial-observability.
+    **References**
+
+    - Shpitser & Pearl 2006, Identification of conditional interventional distributions, theorem 6.
+    - Lee, Correa & Bareinboim 2019, General identifiability with arbitrary surrogate experiments,
+      theorem 3.
+    - Kivva, Etesami & Kiyavash 2023, On identifiability of conditional causal effects.
+    - Lee & Bareinboim 2020, Causal effect identifiability under partial-observability.
 
     **Example** A back door, and an experiment in place of it.
 
     >>> from pyro_causal.graph import ADMG, identify
     >>> g = ADMG([("z", "x"), ("z", "y"), ("x", "y")])
     >>> print(identify(g, "y", do="x"))
-    Σ_{z} P(z) P(y | x, z)
+    Σ_{z} P(y | x, z) P(z)
     >>> print(identify(g, "y", do="x", available=[{"x"}]))
     P_{x}(y)
     """
+    search, query = _search(g, outcome, do, given, available)
+    found = search.run()
+    if found is None:
+        raise search.failure(str(query))
+    datasets = tuple(view.dataset for view in search.views)
+    return Estimand(str(query), query.outcome, query.do, query.given, found, g, datasets)
+
+
+def is_identifiable(
+    g: ADMG,
+    outcome: Names,
+    do: Names = (),
+    given: Names = (),
+    available: Iterable[Member] = (frozenset(),),
+) -> bool:
+    """Whether :func:`identify` finds a formula; quicker, as none is written.
+
+    **Raises** ``ValueError``: as :func:`identify`.
+
+    **Example**
+
+    >>> from pyro_causal.graph import ADMG, is_identifiable
+    >>> bow = ADMG([("x", "y")], [("x", "y")])
+    >>> is_identifiable(bow, "y", do="x"), is_identifiable(bow, "y", do="x", available=[{"x"}])
+    (False, True)
+    """
+    return _search(g, outcome, do, given, available)[0].decide() is not None
+
+
+class Query(NamedTuple):
+    """A conditional interventional distribution."""
+
+    outcome: tuple[str, ...]
+    do: tuple[str, ...]
+    given: tuple[str, ...]
+
+    def __str__(self) -> str:
+        action, condition = ", ".join(self.do), ", ".join(self.given)
+        bar = f" | {condition}" if condition else ""
+        return f"P{f'_{{{action}}}' if action else ''}({', '.join(self.outcome)}{bar})"
+
+
+def _search(
+    g: ADMG, outcome: Names, do: Names, given: Names, available: Iterable[Member]
+) -> tuple[Search, Query]:
+    """Check a question, and prepare the search for its answer."""
+    outcome = (outcome,) if isinstance(outcome, str) else tuple(outcome)
     y, x, w = g.masks(outcome=outcome, do=do, given=given)
     if not y:
         raise ValueError("`outcome`: expected at least one node, got none. Do name one.")
-    datasets = as_datasets(g, available)
-    names = tuple([outcome] if isinstance(outcome, str) else outcome)
-    query = _show_query(names, g.names(x), g.names(w))
-    search = Search(g, y, *exchange(g.bits, y, x, w), [View(g, dataset) for dataset in datasets])
-    found = search.run()
-    if found is None:
-        raise search.failure(query)
-    return Estimand(query, names, g.names(x), g.names(w), found, g, datasets)
+    views = [View(g, dataset) for dataset in as_datasets(g, available)]
+    return Search(g, y, *exchange(g.bits, y, x, w), views), Query(outcome, g.names(x), g.names(w))
 
 
 def c_factor(g: ADMG, district: Names, available: Iterable[Member] = (frozenset(),)) -> Estimand:
@@ -125,13 +169,18 @@ class Search:
         self.projections: dict[int, Bits] = {0: g.bits}
 
     def run(self) -> Expression | None:
-        """The shorter of the formulas with as few nodes as possible, and with all of them."""
-        first = next((h for h in self._trials() if self._settled(self.factors(h))), None)
+        """The shortest of a few formulas, if there is one."""
+        first = self.decide()
         if first is None:
             return None
-        least = self._least(first)
-        found = [self._express(hidden) for hidden in dict.fromkeys((least, first))]
+        order = self.g.bits.order
+        sets = (self._least(first, order[::-1]), self._least(first, order), first)
+        found = [self._express(hidden) for hidden in dict.fromkeys(sets)]
         return min(found, key=lambda expression: len(expression.text))
+
+    def decide(self) -> int | None:
+        """Nodes that may be hidden for the query to be identifiable, if it is: mostly none."""
+        return next((h for h in self._trials() if self._settled(self.factors(h))), None)
 
     def _trials(self) -> Iterator[int]:
         """Sets of nodes to hide, small ones first; none if all datasets show everything."""
@@ -146,9 +195,9 @@ class Search:
         fixed = self.y | self.x | self.w
         return self.g.bits.ancestors(fixed) & ~fixed
 
-    def _least(self, hidden: int) -> int:
+    def _least(self, hidden: int, order: Sequence[int]) -> int:
         """Hide one node after the other, as long as the query stays identifiable."""
-        for node in self.g.bits.order:
+        for node in order:
             bit = 1 << node
             if bit & self._causes() & ~hidden and self._settled(self.factors(hidden | bit)):
                 hidden |= bit
@@ -254,9 +303,3 @@ class Search:
 
 def _list(g: ADMG, mask: int) -> str:
     return ", ".join(g.names(mask))
-
-
-def _show_query(outcome: Iterable[str], do: Iterable[str], given: Iterable[str]) -> str:
-    action, condition = ", ".join(do), ", ".join(given)
-    bar = f" | {condition}" if condition else ""
-    return f"P{f'_{{{action}}}' if action else ''}({', '.join(outcome)}{bar})"
