@@ -47,8 +47,8 @@ def evaluate(
         run = Evaluation(torch.einsum, tables, fixed, fill)
         found, axes = run.of(expression)
         others = tuple(v for v in axes if v not in outcome)
-        order = [axes.index(v) for v in (*others, *outcome)]
-        return found.permute(order).flatten(0, len(others) - 1) if others else found[None], run
+        found = found.permute([axes.index(v) for v in (*others, *outcome)])
+        return found.flatten(0, len(others) - 1) if others else found[None], run
 
     zeros, run = value(lambda text: 0.0)
     if not run.undefined:

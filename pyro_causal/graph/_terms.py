@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -20,6 +20,7 @@ __all__ = [
     "Sum",
     "Var",
     "Variables",
+    "datasets_of",
 ]
 
 
@@ -156,6 +157,20 @@ class _Zero(Expression):
 
 
 ZERO = _Zero()
+
+
+def datasets_of(expression: Expression) -> Iterator[Dataset]:
+    """The datasets that an expression uses, with repetitions."""
+    if isinstance(expression, Probability):
+        yield expression.dataset
+    elif isinstance(expression, Product):
+        for factor in expression.factors:
+            yield from datasets_of(factor)
+    elif isinstance(expression, Sum):
+        yield from datasets_of(expression.term)
+    elif isinstance(expression, Fraction):
+        yield from datasets_of(expression.numerator)
+        yield from datasets_of(expression.denominator)
 
 
 # --- writing --------------------------------------------------------------------------------------

@@ -149,12 +149,29 @@ def _cancel(
     below = list((Counter(below) - common).elements())
     for j, q in enumerate(below):
         for i, p in enumerate(above):
-            if isinstance(p, Probability) and isinstance(q, Probability):
-                same = (p.given, p.do, p.dataset) == (q.given, q.do, q.dataset)
-                if same and q.of < p.of:
-                    ratio = Probability(p.of - q.of, p.given | q.of, p.do, p.dataset)
-                    return _cancel([*above[:i], ratio, *above[i + 1 :]], below[:j] + below[j + 1 :])
+            if (ratio := _absorb(p, q)) is not None:
+                up, down = _split([ratio])
+                rest = below[:j] + below[j + 1 :]
+                return _cancel([*above[:i], *up, *above[i + 1 :]], [*down, *rest])
     return above, below
+
+
+def _absorb(p: Expression, q: Expression) -> Expression | None:
+    """The quotient of two factors, if it is a conditional or a sum with one."""
+    if not isinstance(q, Probability):
+        return None
+    if isinstance(p, Sum) and not q.free & p.over:
+        above, below = _split([p.term])
+        for i, factor in enumerate(above):
+            if (ratio := _absorb(factor, q)) is not None:
+                return total(p.over, _quotient([*above[:i], ratio, *above[i + 1 :]], below))
+    if not isinstance(p, Probability) or not q.of <= p.of:
+        return None
+    if (p.given, p.do, p.dataset) != (q.given, q.do, q.dataset):
+        return None
+    if p.of == q.of:
+        return ONE
+    return Probability(p.of - q.of, p.given | q.of, p.do, p.dataset)
 
 
 def _quotient(above: list[Expression], below: list[Expression]) -> Expression:
