@@ -43,8 +43,10 @@ def evaluate(
     """
     import torch
 
+    one = torch.ones((), dtype=torch.float64)
+
     def value(fill: Callable[[str], float]) -> tuple[Tensor, Evaluation]:
-        run = Evaluation(torch.einsum, tables, fixed, fill)
+        run = Evaluation(torch.einsum, one, tables, fixed, fill)
         found, axes = run.of(expression)
         others = tuple(v for v in axes if v not in outcome)
         found = found.permute([axes.index(v) for v in (*others, *outcome)])
@@ -82,6 +84,7 @@ class Evaluation:
     """One pass through an expression; `fill` stands in for undefined conditionals, by name."""
 
     einsum: Callable[..., Tensor]
+    one: Tensor
     tables: Tables
     fixed: Mapping[Var, int]
     fill: Callable[[str], float]
@@ -104,10 +107,12 @@ class Evaluation:
             term = expression.term
             factors = term.factors if isinstance(term, Product) else (term,)
             return inside._contract(factors, expression.over)
-        raise AssertionError(f"no value for {expression}")
+        return 0 * self.one, ()
 
     def _contract(self, factors: Sequence[Expression], over: frozenset[Var]) -> tuple[Tensor, Axes]:
         """Multiply, and sum over some of the variables."""
+        if not factors:
+            return self.one, ()
         values = [self.of(factor) for factor in factors]
         number: dict[Var, int] = {}
         for _, axes in values:

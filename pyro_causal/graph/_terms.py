@@ -214,9 +214,14 @@ class Writer(NamedTuple):
             term = inner._part(expression.term)
             return script.sum.format(inner._list(expression.over), term)
         if isinstance(expression, Fraction):
-            sides = (expression.numerator, expression.denominator)
-            long = [script.inline and not isinstance(side, Probability) for side in sides]
-            return script.fraction.format(*map(self._part, sides, long))
+            above, below = expression.numerator, expression.denominator
+            plain = isinstance(above, Product) and all(
+                isinstance(factor, Probability) for factor in above.factors
+            )
+            return script.fraction.format(
+                self._part(above, script.inline and not (plain or isinstance(above, Probability))),
+                self._part(below, script.inline and not isinstance(below, Probability)),
+            )
         return "0"
 
     def _part(self, part: Expression, brackets: bool = False) -> str:

@@ -164,7 +164,8 @@ def _absorb(p: Expression, q: Expression) -> Expression | None:
         above, below = _split([p.term])
         for i, factor in enumerate(above):
             if (ratio := _absorb(factor, q)) is not None:
-                return total(p.over, _quotient([*above[:i], ratio, *above[i + 1 :]], below))
+                term = _quotient([*above[:i], ratio, *above[i + 1 :]], below)
+                return total(p.over, term) if p.over <= term.free else None
     if not isinstance(p, Probability) or not q.of <= p.of:
         return None
     if (p.given, p.do, p.dataset) != (q.given, q.do, q.dataset):
@@ -224,9 +225,9 @@ def _rename(
         )
         return Probability(of, given, do, expression.dataset)
     if isinstance(expression, Product):
-        return product(map(again, expression.factors))
+        return _product(list(map(again, expression.factors)))
     if isinstance(expression, Fraction):
-        return fraction(again(expression.numerator), again(expression.denominator))
+        return Fraction(again(expression.numerator), again(expression.denominator))
     if isinstance(expression, Sum):
         names: dict[Var, Var] = {}
         for v in sorted(expression.over):
@@ -236,5 +237,5 @@ def _rename(
             taken |= {name}
             names[v] = name
         term = _rename(expression.term, {**values, **names}, taken, keep=keep)
-        return total(names.values(), term)
+        return Sum(frozenset(names.values()), term)
     return expression

@@ -287,11 +287,15 @@ class Search:
             " Some datasets record a part of the nodes only, for which no complete criterion is "
             "known: no formula was found, which is no proof that there is none."
         )
-        blocked = self.g.names(self.g.bits.parents_of(wanted) & ~wanted)
+        parents = _list(self.g, self.g.bits.parents_of(wanted) & ~wanted)
+        experiment = (
+            f"sets {parents} and leaves {_list(self.g, wanted)} alone"
+            if parents
+            else (f"leaves {_list(self.g, wanted)} alone")
+        )
         return Unidentifiable(
             f"{query} cannot be identified: {'; '.join(reasons)}.{doubt if partial else ''} Do "
-            f"observe a hidden cause, or pass an experiment that sets {', '.join(blocked)} and "
-            f"leaves {_list(self.g, wanted)} alone, by available=[...].",
+            f"observe a hidden cause, or pass data that {experiment} by available=[...].",
             query=query,
             hedge=next(iter(hedges.values()), None),
             hedges=hedges,
