@@ -97,8 +97,10 @@ class Evaluation:
         if isinstance(expression, Fraction):
             above, below = self.of(expression.numerator), self.of(expression.denominator)
             axes = tuple(dict.fromkeys((*above[1], *below[1])))
-            ratio = self._divide(_align(above, axes), _align(below, axes), str(expression), axes)
-            return ratio, axes
+            conditions = sorted(expression.denominator.free)
+            up, down = _align(above, axes), _align(below, axes)
+            down = down.expand_as(up + down)
+            return self._divide(up, down, str(expression), axes, conditions), axes
         if isinstance(expression, Product):
             return self._contract(expression.factors, frozenset())
         if isinstance(expression, Sum):
@@ -136,7 +138,8 @@ class Evaluation:
             joint = self._at(joint, variables)
         axes = tuple(v for v in variables if self._level(v) is None)
         if p.given:
-            joint = self._divide(joint, marginal.expand_as(joint), p.text, axes)
+            below = marginal.expand_as(joint)
+            joint = self._divide(joint, below, p.text, axes, [*p.given, *p.do])
         return joint, axes
 
     def _level(self, v: Var) -> int | None:
@@ -161,14 +164,17 @@ class Evaluation:
             table = table.select(i, 0 if i < marginal else level)
         return table
 
-    def _divide(self, above: Tensor, below: Tensor, name: str, axes: Axes) -> Tensor:
-        """A quotient, with undefined values noted and filled."""
+    def _divide(
+        self, above: Tensor, below: Tensor, name: str, axes: Axes, conditions: Sequence[Var]
+    ) -> Tensor:
+        """A quotient, with undefined values filled, and the conditions of the first one noted."""
         nothing = below == 0
         if not bool(nothing.any()):
             return above / below
-        first = nothing.nonzero()[0].tolist()
-        where = ", ".join(f"{v}={level}" for v, level in zip(axes, first, strict=True))
-        self.undefined.setdefault(name, where or "the given levels")
+        first = dict(zip(axes, nothing.nonzero()[0].tolist(), strict=True))
+        levels = {v: first.get(v, self._level(v)) for v in conditions}
+        where = ", ".join(sorted(f"{v.name}={level}" for v, level in levels.items()))
+        self.undefined.setdefault(name, where)
         ratio = above / below.masked_fill(nothing, 1.0)
         return ratio.masked_fill(nothing, self.fill(name))
 

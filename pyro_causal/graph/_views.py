@@ -84,7 +84,7 @@ class View:
             and not behind & ~wanted & ~hidden
         )
 
-    def express(self, bits: Bits, descent: Descent, hidden: int) -> Expression:
+    def express(self, bits: Bits, descent: Descent) -> Expression:
         """:math:`Q[D]` at the end of a descent, in terms of the dataset."""
         ancestors, within = descent.steps[0]
         kernel = product(self._conditionals(bits, ancestors, within))
@@ -125,7 +125,7 @@ class View:
         before, rest = 0, within
         while rest & district:
             for part in (rest & ~district, rest & district):
-                run = self._run(bits, before, rest, part)
+                run = self._run(bits, rest, part)
                 if run and part & district:
                     upto = total(self._vars(rest & ~run), kernel)
                     below = total(self._vars(rest), kernel) if before else ONE
@@ -135,7 +135,7 @@ class View:
         return product(factors)
 
     @staticmethod
-    def _run(bits: Bits, before: int, rest: int, part: int) -> int:
+    def _run(bits: Bits, rest: int, part: int) -> int:
         """The nodes of `part` that can come next in a topological order, one after the other."""
         run = 0
         for node in bits.order:

@@ -55,6 +55,9 @@ class Event:
     def __hash__(self) -> int:
         return hash((self.variable, self.value, frozenset(self.do.items())))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return Event, (self.variable, self.value, dict(self.do))
+
     def __repr__(self) -> str:
         settings = [
             repr(value) if isinstance(value, Event) else f"{name}={value}"

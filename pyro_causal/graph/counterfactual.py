@@ -141,7 +141,8 @@ class _Counterfactual:
             return self._express(joint.instances.values())
         blank = [Event(event.variable, None, event.do) for event in asked]
         marginal = Worlds(self.g, [*known, *blank])
-        wanted = {marginal.instances[key] for key in marginal.stated[len(known) :] if key}
+        stated = [marginal.instances[key] for key in marginal.stated[len(known) :] if key]
+        wanted = {instance for instance in stated if instance.value.level is None}  # else: certain
         shared: set[Instance] = set()
         for part in components(self.g, marginal.instances.values()):
             if wanted.isdisjoint(part):
@@ -273,8 +274,9 @@ def recanting_witnesses(
 ) -> frozenset[str]:
     """The nodes that would have to see the treatment both active and at its baseline.
 
-    They pass it on along ``edges`` and along others as well; with one of them, a path-specific
-    effect is not identifiable. Without, hidden causes may still forbid it.
+    Such a node is on an active path, and from it another path leads to the outcome that is not
+    active. With one of them, a path-specific effect is not identifiable. Without, hidden causes may
+    still forbid it.
 
     **Raises** ``ValueError``: unknown nodes, edges that are not in the graph.
 
@@ -291,11 +293,8 @@ def recanting_witnesses(
     along = ADMG(chosen, nodes=g.nodes)
     passing = along.descendants(treatment) & along.ancestors(outcome) - {treatment, outcome}
     causes = g.ancestors(outcome)
-    return frozenset(
-        name
-        for name in passing
-        if any((name, child) not in chosen for child in g.children(name) & causes)
-    )
+    leaving = {a for a, b in g.directed if (a, b) not in chosen and b in causes}
+    return frozenset(name for name in passing if g.descendants(name) & leaving)
 
 
 def _check_edges(

@@ -63,7 +63,7 @@ def total(over: Iterable[Var], term: Expression) -> Expression:
 
     .. math:: \\textstyle\\sum_a P(a, b \\mid c) \\, f(c) = f(c) \\, P(b \\mid c)
     """
-    rest = frozenset(over)
+    over = rest = frozenset(over)
     if term is ZERO or not rest:
         return term
     assert rest <= term.free, f"{set(rest - term.free)} do not occur in {term.text}"
@@ -85,6 +85,8 @@ def total(over: Iterable[Var], term: Expression) -> Expression:
     if not rest:
         return _quotient(*outside)
     inner = _quotient(*inside)
+    if not rest <= inner.free:  # it counts their levels
+        return Sum(over, term)
     if isinstance(inner, Sum) and not inner.over & rest:
         return _quotient([*outside[0], Sum(inner.over | rest, inner.term)], outside[1])
     return _quotient([*outside[0], Sum(rest, inner)], outside[1])

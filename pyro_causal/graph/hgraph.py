@@ -19,9 +19,9 @@ those of the graph that is left. So a bidirected edge joins modules if some data
 
 **Datasets that hide variables** show districts of the latent projection. The factor of such a
 district C averages over hidden variables; behind it are the mechanisms :math:`C^+` of C and of
-the hidden nodes that have a directed path into C through hidden nodes. They belong to one module,
-unless the dataset adds nothing: each district of the subgraph of :math:`C^+` is identified by a
-factor that another dataset shows with nothing averaged out.
+the hidden nodes that have a directed path into C through hidden nodes. Those of them belong to
+one module that lie in a district of the subgraph of :math:`C^+` whose factor is not identified by
+one that some dataset shows with nothing averaged out. If there are none, C adds nothing.
 """
 
 from __future__ import annotations
@@ -178,11 +178,13 @@ class _Source(View):
 
     @cached_property
     def factors(self) -> tuple[Factor, ...]:
+        """The districts among what is recorded, with the mechanisms behind them."""
         return tuple((c, self.behind(c)) for c in self.shown.districts(self.observed))
 
-    def draft(self, module: int) -> _Draft:
-        """The step that learns from all that is recorded of a module."""
-        matched = _closed(self.shown, module & self.observed)
+    def draft(self, module: int, factors: Iterable[Factor]) -> _Draft:
+        """The step that learns factors from all that is recorded of a module."""
+        start = reduce(or_, (c for c, _ in factors), module & self.observed)
+        matched = _closed(self.shown, start)
         parents = self.shown.parents_of(matched) & ~matched
         return _Draft(self, self.behind(matched) & ~module, parents)
 
@@ -240,28 +242,32 @@ def _sources(g: ADMG, datasets: Iterable[Member]) -> list[_Source]:
     return sources
 
 
-def _wanted(bits: Bits, sources: Sequence[_Source]) -> set[Factor]:
-    """The factors to train for: all but the averages over factors that are shown themselves."""
-    factors = {factor for source in sources for factor in source.factors}
+def _wanted(bits: Bits, sources: Sequence[_Source]) -> dict[Factor, int]:
+    """The factors to train for, with the mechanisms that need them.
+
+    An average over hidden nodes is there for the districts that no whole factor identifies.
+    """
+    factors = dict.fromkeys(factor for source in sources for factor in source.factors)
     whole = [c for c, behind in factors if c == behind]
 
     def known(district: int) -> bool:
         return any(not district & ~c and descend(bits, district, c).found for c in whole)
 
-    return {
-        (c, behind)
-        for c, behind in factors
-        if c == behind or not all(map(known, bits.districts(behind)))
-    }
+    wanted: dict[Factor, int] = {}
+    for c, behind in factors:
+        parts = [c] if c == behind else [d for d in bits.districts(behind) if not known(d)]
+        if parts:
+            wanted[c, behind] = reduce(or_, parts)
+    return wanted
 
 
-def _drafts(sources: Sequence[_Source], wanted: set[Factor], module: int) -> list[_Draft]:
+def _drafts(sources: Sequence[_Source], wanted: dict[Factor, int], module: int) -> list[_Draft]:
     """The steps of a module: the cheapest dataset for each factor."""
     options = []
     for source in sources:
-        factors = {f for f in wanted.intersection(source.factors) if not f[1] & ~module}
+        factors = {f for f in source.factors if f in wanted and not wanted[f] & ~module}
         if factors:
-            options.append((source.draft(module), factors))
+            options.append((source.draft(module, factors), factors))
     chosen: list[_Draft] = []
     trained: set[Factor] = set()
     for draft, factors in sorted(options, key=lambda option: option[0].cost):
@@ -277,7 +283,7 @@ def _arranged(
     """The H-graph on masks, causes first where it is free, and the steps of each module."""
     rank = {node: i for i, node in enumerate(g.bits.order)}
     wanted = _wanted(g.bits, sources)
-    modules = _merged(behind for _, behind in wanted)
+    modules = _merged(wanted.values())
     drafts: dict[int, list[_Draft]] = {}
     while True:
         modules.sort(key=lambda module: min(rank[node] for node in elements(module)))

@@ -250,7 +250,7 @@ class Search:
         """Multiply the factors, sum over what is neither asked nor known, and condition."""
         factors = self.factors(hidden)
         kernels = [
-            view.express(self._bits(view, hidden), descent, hidden)
+            view.express(self._bits(view, hidden), descent)
             for _, view, descent in factors
             if view is not None and descent is not None
         ]
