@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import networkx
 import numpy as np
+
+from pyro_causal.graph import ADMG
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-__all__ = ["DASHED", "GREY", "INK", "ORANGE", "draw_graph"]
+__all__ = [
+    "BLUE",
+    "DASHED",
+    "GREY",
+    "INK",
+    "ORANGE",
+    "Edges",
+    "draw_graph",
+]
 
-INK, GREY, FADED, ORANGE = "#1F2933", "#7B8794", "#CBD2D9", "#D55E00"
+INK, GREY, FADED, ORANGE, BLUE = "#1F2933", "#7B8794", "#CBD2D9", "#D55E00", "#0072B2"
 DASHED = (0, (4, 3))
+
+Edges: TypeAlias = "ADMG | networkx.DiGraph[Any] | Iterable[tuple[Hashable, Hashable]]"
 
 # One unit of the axes is one inch.
 HEIGHT, LETTER, LAYER_GAP, NODE_GAP, CLEARANCE, MARGIN = 0.5, 0.11, 0.9, 0.55, 0.1, 0.25
@@ -45,27 +57,62 @@ class Edge(NamedTuple):
 
 def draw_graph(
     figure: Figure,
-    graph: networkx.DiGraph,
-    hidden: Sequence[tuple[Hashable, Hashable]],
-    targets: set[Hashable],
+    graph: Edges,
+    bidirected: Iterable[Iterable[Hashable]],
+    roles: Mapping[str, set[Hashable]],
     *,
     keep_cut: bool,
     title: str | None,
 ) -> None:
-    """Fill ``figure`` with an acyclic graph, its hidden common causes and an intervention."""
-    nodes = place_nodes(graph)
-    directed = [route(nodes, a, b, BENDS) for a, b in graph.edges]
-    arcs = [route(nodes, a, b, BOWED) for a, b in hidden]
+    """Fill ``figure`` with an acyclic graph, its hidden common causes and an intervention.
+
+    ``roles`` has the nodes of the "intervention", and other "marks".
+    """
+    directed, hidden = read_graph(graph, bidirected)
+    for role, names in roles.items():
+        if unknown := names - set(directed):
+            raise ValueError(
+                f"At site '{min(map(str, unknown))}', {role}: expected one of {list(directed)}. "
+                "Do check its spelling."
+            )
+    targets = roles["intervention"]
+    fills = {**dict.fromkeys(roles["marks"], BLUE), **dict.fromkeys(targets, ORANGE)}
+    nodes = place_nodes(directed)
     axes = figure.add_axes((0, 0, 1, 1))
-    boxes = {name: _draw_node(axes, name, node, name in targets) for name, node in nodes.items()}
-    for edge in directed:
+    boxes = {name: _draw_node(axes, name, node, fills.get(name)) for name, node in nodes.items()}
+    edges = [route(nodes, a, b, BENDS) for a, b in directed.edges]
+    arcs = [route(nodes, a, b, BOWED) for a, b in hidden]
+    for edge in edges:
         if keep_cut or edge.target not in targets:
             _draw_edge(axes, boxes, edge, cut=edge.target in targets)
     for arc in arcs:
         cut = not targets.isdisjoint((arc.source, arc.target))
         if keep_cut or not cut:
             _draw_edge(axes, boxes, arc, cut=cut, hidden=True)
-    _fit(figure, axes, nodes, [*directed, *arcs], title)
+    _fit(figure, axes, nodes, [*edges, *arcs], title)
+
+
+def read_graph(
+    graph: Edges, bidirected: Iterable[Iterable[Hashable]]
+) -> tuple[networkx.DiGraph[Any], list[tuple[Hashable, Hashable]]]:
+    """The graph of causes, checked to be acyclic, and the pairs with a hidden common cause."""
+    pairs: list[Iterable[Hashable]] = [*bidirected]
+    directed: networkx.DiGraph[Any] = networkx.DiGraph()
+    if isinstance(graph, ADMG):
+        pairs = [*graph.bidirected, *pairs]
+        directed.add_nodes_from(graph.nodes)
+        directed.add_edges_from(graph.directed)
+    else:
+        directed = networkx.DiGraph(graph)
+    hidden = [(a, b) for a, b in (sorted(pair, key=str) for pair in pairs)]
+    directed.add_nodes_from(name for pair in hidden for name in pair)
+    if not networkx.is_directed_acyclic_graph(directed):
+        cycle = [str(edge[0]) for edge in networkx.find_cycle(directed)]
+        raise ValueError(
+            f"At site '{cycle[0]}', causal graph: expected no directed cycle, got "
+            f"{' -> '.join([*cycle, cycle[0]])}. Do unroll feedback over time, or drop an edge."
+        )
+    return directed, hidden
 
 
 def place_nodes(graph: networkx.DiGraph) -> dict[Hashable, Node]:
@@ -113,7 +160,7 @@ def _crosses(points: np.ndarray, node: Node) -> bool:
     return bool((np.abs(points - np.array(node[:2])) < reach).all(-1).any())
 
 
-def _draw_node(axes: Axes, name: Hashable, node: Node, intervened: bool) -> Patch:
+def _draw_node(axes: Axes, name: Hashable, node: Node, fill: str | None) -> Patch:
     from matplotlib.patches import FancyBboxPatch
 
     box = FancyBboxPatch(
@@ -121,7 +168,7 @@ def _draw_node(axes: Axes, name: Hashable, node: Node, intervened: bool) -> Patc
         node.width,
         HEIGHT,
         boxstyle=f"round,pad=0,rounding_size={HEIGHT / 2}",
-        facecolor=ORANGE if intervened else "white",
+        facecolor=fill or "white",
         edgecolor=INK,
         linewidth=1.5,
         gid=f"node:{name}",
@@ -130,9 +177,9 @@ def _draw_node(axes: Axes, name: Hashable, node: Node, intervened: bool) -> Patc
         node.x,
         node.y,
         str(name),
-        color="white" if intervened else INK,
+        color="white" if fill else INK,
         fontsize=12,
-        fontweight="bold" if intervened else "normal",
+        fontweight="bold" if fill else "normal",
         horizontalalignment="center",
         verticalalignment="center_baseline",
     )

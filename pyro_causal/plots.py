@@ -12,27 +12,28 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-import networkx
 import numpy as np
 import torch
 
-from pyro_causal._graph_picture import DASHED, GREY, INK, ORANGE, draw_graph
+from pyro_causal._graph_picture import BLUE, DASHED, GREY, INK, ORANGE, Edges, draw_graph
+from pyro_causal.graph import Hedge
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_dose_curve", "plot_graph", "plot_image_grid", "plot_rungs"]
+__all__ = ["plot_dose_curve", "plot_graph", "plot_hedge", "plot_image_grid", "plot_rungs"]
 
-BLUE, GREEN, PURPLE, PALE = "#0072B2", "#009E73", "#AA4499", "#E6EBF0"
+GREEN, PURPLE, PALE = "#009E73", "#AA4499", "#E6EBF0"
 RUNG_COLOURS = {"association": BLUE, "intervention": ORANGE, "counterfactual": GREEN}
 
 
 def plot_graph(
-    graph: networkx.DiGraph | Iterable[tuple[Hashable, Hashable]],
+    graph: Edges,
     *,
     bidirected: Iterable[Iterable[Hashable]] = (),
     intervened: Iterable[Hashable] = (),
+    marked: Iterable[Hashable] = (),
     cut: str = "fade",
     title: str | None = None,
     path: str | PathLike[str] | None = None,
@@ -43,13 +44,16 @@ def plot_graph(
 
     **Arguments**
 
-    - ``graph``: a directed acyclic graph, or its edges (cause, effect).
-    - ``bidirected``: pairs with a hidden common cause, drawn as dashed arcs with two heads.
-    - ``intervened``: the targets of an intervention.
+    - ``graph``: an :class:`pyro_causal.graph.ADMG`, a directed acyclic graph, or the edges of one
+      (cause, effect).
+    - ``bidirected``: pairs with a hidden common cause, drawn as dashed arcs with two heads; those
+      of an ADMG are drawn anyway.
+    - ``intervened``: the targets of an intervention, drawn in orange.
+    - ``marked``: other nodes to point out, drawn in blue.
     - ``cut``: ``"fade"`` draws the cut edges pale and crossed out; ``"remove"`` leaves them out.
 
-    **Raises** ``ValueError`` for a directed cycle, naming it, for an unknown target, and for
-    another ``cut``. ``ImportError`` without matplotlib.
+    **Raises** ``ValueError`` for a directed cycle, naming it, for an unknown node, and for another
+    ``cut``. ``ImportError`` without matplotlib.
 
     **Example**
 
@@ -60,24 +64,34 @@ def plot_graph(
     """
     if cut not in ("fade", "remove"):
         raise ValueError(f"`cut`: expected 'fade' or 'remove', got '{cut}'.")
-    directed = networkx.DiGraph(graph)
-    hidden = [(a, b) for a, b in (sorted(pair, key=str) for pair in bidirected)]
-    directed.add_nodes_from(name for pair in hidden for name in pair)
-    if not networkx.is_directed_acyclic_graph(directed):
-        cycle = [str(edge[0]) for edge in networkx.find_cycle(directed)]
-        raise ValueError(
-            f"At site '{cycle[0]}', causal graph: expected no directed cycle, got "
-            f"{' -> '.join([*cycle, cycle[0]])}. Do unroll feedback over time, or drop an edge."
-        )
-    targets = set(intervened)
-    if unknown := targets - set(directed):
-        raise ValueError(
-            f"At site '{min(map(str, unknown))}', intervention: expected one of "
-            f"{list(directed)}. Do check its spelling."
-        )
     figure = _figure(1.0, 1.0, constrained=False)
-    draw_graph(figure, directed, hidden, targets, keep_cut=cut == "fade", title=title)
+    drawn = {"intervention": set(intervened), "marks": set(marked)}
+    draw_graph(figure, graph, bidirected, drawn, keep_cut=cut == "fade", title=title)
     return _save(figure, path)
+
+
+def plot_hedge(hedge: Hedge, *, path: str | PathLike[str] | None = None) -> Figure:
+    """Draw why an effect cannot be identified: a hedge, its smaller forest in blue.
+
+    Hidden causes tie the other nodes to the blue ones, and blur how those act on these.
+
+    **Raises** ``ImportError`` without matplotlib.
+
+    **Example**
+
+    >>> from pyro_causal.graph import ADMG, Unidentifiable, identify
+    >>> from pyro_causal.plots import plot_hedge
+    >>> try:
+    ...     identify(ADMG([("x", "y")], [("x", "y")]), "y", do="x")
+    ... except Unidentifiable as why:
+    ...     figure = plot_hedge(why.hedge)
+    >>> [patch.get_gid() for patch in figure.axes[0].patches]
+    ['node:x', 'node:y', 'edge:x->y', 'edge:x<->y']
+    """
+    inner = hedge.subforest.nodes
+    outer = (name for name in hedge.forest.nodes if name not in inner)
+    title = f"{', '.join(outer)} on {', '.join(inner)}: blurred by {', '.join(hedge.hidden)}"
+    return plot_graph(hedge.forest, marked=inner, title=title, path=path)
 
 
 def plot_rungs(

@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 import pytest
 from _sources import modules, source_path
 
-Import = tuple[str, int, tuple[str, ...]]  # dotted name, line, enclosing functions
+TYPING = "if TYPE_CHECKING"
+Import = tuple[str, int, tuple[str, ...]]  # dotted name, line, enclosing functions (or `TYPING`)
 
 # A layer is made of chains, a chain of rows, lowest first, a row of modules that must not import
 # each other. `folder.*` stands for every module of a folder.
@@ -19,10 +20,9 @@ LAYERS: dict[int, tuple[str, ...]] = {
     1: (
         "_tails < _quantile < _cdf < _gumbel < _coordinates < noise"
         " < _site < _actions < _factual < _messengers < handlers",
-        "graph._bits < graph.admg < graph.convert < graph.expression < graph._evaluate < graph._hedge"
-        " < graph._kernel < graph.identify < graph.adjustment < graph._worlds < graph.counterfactual"
-        " < graph.bounds < graph.hgraph"
-        " < graph",
+        "graph._bits < graph.admg < graph.convert graph.adjustment < graph._terms < graph.expression"
+        " < graph._evaluate < graph.estimand < graph._hedge graph._views < graph.identify"
+        " < graph._worlds graph.bounds < graph.counterfactual < graph.hgraph < graph",
         "metrics.structure < metrics.distribution < metrics.counterfactual < metrics",
     ),
     2: (
@@ -34,8 +34,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         " < infer._signals < infer._loop < infer.training < infer",
     ),
     3: (
-        "_particles < _evidence < _predictive < _result < effects < queries < program"
-        " < datasets.* < datasets",
+        "_particles < _evidence < _predictive < _result < effects < _provenance < _statements"
+        " < program < _identified < queries < datasets.* < datasets",
         "program < methods.* < methods",
     ),
     4: ("export < _graph_picture < plots",),
@@ -89,6 +89,8 @@ def imports(name: str) -> Iterator[Import]:
                 yield f"{origin}.{alias.name}", node.lineno, functions
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             functions = (*functions, node.name)
+        elif isinstance(node, ast.If) and dotted(node.test) == "TYPE_CHECKING":
+            functions = (*functions, TYPING)
         for child in ast.iter_child_nodes(node):
             yield from visit(child, functions)
 
@@ -120,7 +122,7 @@ def test_imports_point_down(name: str) -> None:
     wrong = [
         f"{source_path(name)}:{line} imports pyro_causal.{target}"
         for target, line, functions in own_imports(name)
-        if target == "" or not may_import(name, target, lazily=bool(functions))
+        if target == "" or not may_import(name, target, lazily=bool({*functions} - {TYPING}))
     ]
     assert not wrong, "Import a lower layer or an earlier row instead:\n" + "\n".join(wrong)
 
@@ -142,7 +144,8 @@ def test_graph_is_free_of_torch() -> None:
         for name in modules()
         if name.split(".")[0] == "graph"
         for target, line, functions in imports(name)
-        if target.split(".")[0] in {"torch", "pyro", "zuko"} and "evaluate" not in functions
+        if target.split(".")[0] in {"torch", "pyro", "zuko"}
+        and not {"evaluate", TYPING} & {*functions}
     ]
     assert not wrong, "Only `evaluate` may touch torch, imported inside it:\n" + "\n".join(wrong)
 

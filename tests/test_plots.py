@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_causal.plots import plot_dose_curve, plot_graph, plot_image_grid, plot_rungs
+from pyro_causal.graph import ADMG, Hedge
+from pyro_causal.plots import plot_dose_curve, plot_graph, plot_hedge, plot_image_grid, plot_rungs
 
 pytest.importorskip("matplotlib")
 
@@ -16,6 +17,7 @@ SACHS = """
     PKC-PKA PKC-Jnk PKC-P38 PKC-Raf PKC-Mek PKA-Raf PKA-Mek PKA-Erk PKA-Akt PKA-Jnk PKA-P38
     Raf-Mek Mek-Erk Erk-Akt Plcg-PIP3 Plcg-PIP2 PIP3-PIP2
 """
+BOW = Hedge(ADMG([("x", "y")], [("x", "y")]), ADMG(nodes=["y"]), frozenset("y"))
 IMAGES = torch.linspace(0.0, 1.0, 2 * 4 * 5).reshape(2, 4, 5)
 
 
@@ -62,6 +64,33 @@ def test_graph_accepts_networkx_and_isolated_nodes():
     graph.add_node("c")
     assert gids(plot_graph(graph)) == {"node:a", "node:b", "node:c", "edge:a->b"}
     assert gids(plot_graph([], bidirected=[{"a", "b"}])) == {"node:a", "node:b", "edge:a<->b"}
+
+
+def test_graph_accepts_an_admg_with_its_hidden_causes():
+    g = ADMG(FRONT_DOOR, [("y", "x"), ("z", "w")], nodes=["lone"])
+    expected = plot_graph(FRONT_DOOR, bidirected=g.bidirected)
+    assert gids(plot_graph(g)) == gids(expected) | {"node:lone"}
+    assert "cut:x<->y" in gids(plot_graph(g, intervened=["y"]))
+    more = gids(plot_graph(g, bidirected=[("m", "w")]))
+    assert {"edge:m<->w", "edge:w<->z"} <= more
+
+
+def test_marked_nodes_have_a_colour_of_their_own():
+    figure = plot_graph(FRONT_DOOR, intervened=["x"], marked=["m", "y"])
+    fills = {name: patch(figure, f"node:{name}").get_facecolor() for name in "xmyzw"}
+    assert fills["m"] == fills["y"] and fills["z"] == fills["w"]
+    assert len({fills["m"], fills["x"], fills["z"]}) == 3
+
+
+def test_a_hedge_shows_its_smaller_forest():
+    forest = ADMG([("x", "z")], [("x", "y"), ("y", "z")])
+    hedge = Hedge(forest, ADMG([], [("y", "z")]), frozenset("yz"))
+    figure = plot_hedge(hedge)
+    assert gids(figure) == gids(plot_graph(forest))
+    fills = {name: patch(figure, f"node:{name}").get_facecolor() for name in "xyz"}
+    assert fills["y"] == fills["z"] != fills["x"]
+    title = "x on y, z: blurred by x <-> y"
+    assert title in {text.get_text() for text in figure.axes[0].texts}
 
 
 def test_intervention_cuts_the_edges_into_its_target():
@@ -142,6 +171,8 @@ def test_unknown_target_and_style_are_refused():
         ValueError, match=r"At site 'X', intervention: expected one of \['x', 'y'\]"
     ):
         plot_graph([("x", "y")], intervened=["X"])
+    with pytest.raises(ValueError, match="At site 'Y', marks: expected one of .* Do check its sp"):
+        plot_graph(ADMG([("x", "y")]), marked=["x", "Y"])
     with pytest.raises(ValueError, match="`cut`: expected 'fade' or 'remove', got 'hide'"):
         plot_graph([("x", "y")], cut="hide")
 
@@ -319,6 +350,7 @@ def test_bad_images_are_refused():
 
 PICTURES = {
     "graph": lambda path: plot_graph([("x", "y")], intervened=["y"], path=path),
+    "hedge": lambda path: plot_hedge(BOW, path=path),
     "rungs": lambda path: plot_rungs({"association": torch.randn(9).requires_grad_()}, path=path),
     "dose": lambda path: plot_dose_curve(torch.arange(3), torch.randn(9, 3), path=path),
     "images": lambda path: plot_image_grid(IMAGES, {"do()": IMAGES}, path=path),

@@ -89,7 +89,7 @@ def training_plan(g: ADMG, datasets: Iterable[Member] = (frozenset(),)) -> tuple
     that makes this an interventional distribution. It exists and is unique: start with S = H, and
     while some parent outside of S is a descendant of S or of a node that shares a hidden cause
     with S, add it. The plan is an order of :func:`h_graph`. After it, a model agrees with every
-    dataset; what else it is right about is what these identify (:func:`pyro_causal.graph.identify`).
+    dataset, and so with whatever :func:`pyro_causal.graph.identify` can express in them.
 
     Each district needs one step: where several datasets show its factor, the one with the fewest
     ancestors is taken, then that with the fewest parents, then the first.
@@ -106,12 +106,14 @@ def training_plan(g: ADMG, datasets: Iterable[Member] = (frozenset(),)) -> tuple
     high-dimensional causal inference, https://arxiv.org/abs/2401.01426, algorithms 1, 2, 6 and 7.
     We differ where the paper does not hold:
 
-    - Definition 4.3 and algorithm 1 test the parents of H that lie in one other module, one module
-      at a time. That misses what only the joint condition demands (with :math:`x \to a \to b \to y`
-      and :math:`x \leftrightarrow y`, a must be trained before x and y, too), and demands what it
-      does not. We have an edge :math:`H_s \to H_t` if A of :math:`H_t` meets :math:`H_s`.
-    - Algorithm 1 merges cycles of modules once. The modules' ancestors grow by that, so we repeat.
-    - Line 7 of algorithm 2 must add to the set, and only the parents that violate the rule: as an
+    - Definition 4.3 and algorithm 1 test only the parents of :math:`H_t` that lie in :math:`H_s`.
+      That misses what the joint condition demands: with :math:`x \to a \to b \to y` and
+      :math:`x \leftrightarrow y`, not only b but a, too, comes before x and y. And it demands what
+      the joint condition does not: a parent that shares a cause with H only through other parents
+      of H may wait. We have an edge if A of :math:`H_t` meets :math:`H_s`.
+    - Modules on a cycle are merged until none is left: a merged module can have more ancestors
+      than its parts.
+    - Line 7 of algorithm 2 must add to the set, and only parents that violate rule 2; as an
       assignment it need not end.
     - The closure above replaces the search over subsets in algorithm 7.
 
@@ -156,7 +158,11 @@ def h_graph(
     [(['m'], ['x', 'y'])]
     """
     graph, _ = _arranged(g, _sources(g, datasets))
-    return networkx.relabel_nodes(graph, {mask: frozenset(g.names(mask)) for mask in graph})
+    names = {mask: frozenset(g.names(mask)) for mask in graph}
+    named: networkx.DiGraph[frozenset[str]] = networkx.DiGraph()
+    named.add_nodes_from(names.values())
+    named.add_edges_from((names[before], names[after]) for before, after in graph.edges)
+    return named
 
 
 class _Source(View):
@@ -201,9 +207,13 @@ class _Draft(NamedTuple):
         return self.ancestors.bit_count(), self.parents.bit_count()
 
     def named(self, g: ADMG, module: int) -> TrainingStep:
-        sets = (frozenset(g.names(mask)) for mask in (module, self.ancestors, self.parents))
         intervened, observed = self.source.dataset
-        return TrainingStep(*sets, intervened if observed is None else (intervened, observed))
+        return TrainingStep(
+            module=frozenset(g.names(module)),
+            ancestors=frozenset(g.names(self.ancestors)),
+            parents=frozenset(g.names(self.parents)),
+            dataset=intervened if observed is None else (intervened, observed),
+        )
 
 
 def _closed(bits: Bits, nodes: int) -> int:
@@ -237,7 +247,7 @@ def _sources(g: ADMG, datasets: Iterable[Member]) -> list[_Source]:
         raise ValueError(
             f"At node '{name}', in `datasets`: expected a dataset that shows its mechanism, but "
             "each one intervenes on it, or hides it and all that it acts on. Do add one that "
-            f"observes it, or intervene on it in all: ({{'{name}'}}, observed)."
+            f"observes it, or drop it by g.latent_projection('{name}')."
         )
     return sources
 

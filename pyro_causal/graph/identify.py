@@ -138,7 +138,8 @@ def c_factor(g: ADMG, district: Names, available: Iterable[Member] = (frozenset(
 def exchange(bits: Bits, y: int, x: int, w: int) -> tuple[int, int]:
     """Move what is given to what is set where rule 2 allows it, and drop what then has no effect.
 
-    After that, P(y | do(x), w) is identifiable iff P(y, w | do(x)) is (IDC, theorem 6).
+    After that, a hedge for P(y, w | do(x)) is one for P(y | do(x), w), too (IDC, theorem 6). The
+    verdict itself does not need it, since factors that only condition are left out anyway.
     """
     progress = True
     while progress:
