@@ -13,6 +13,7 @@ from pyro_causal.effects import (
 )
 from pyro_causal.handlers import do, soft, world, worlds
 from pyro_causal.infer import fit
+from pyro_causal.program import causal_graph
 from pyro_causal.queries import (
     CounterfactualPredictive,
     QueryResult,
@@ -25,6 +26,7 @@ __all__ = [
     "QueryResult",
     "__version__",
     "average_effect",
+    "causal_graph",
     "conditional_average_effect",
     "counterfactual_function",
     "do",

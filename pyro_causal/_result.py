@@ -32,6 +32,9 @@ class QueryResult:
     - ``conventions``: how the noise of each discrete site that the action reaches is drawn given
       its value. Data cannot tell conventions apart, and the answer may depend on them.
     - ``seed``: ``torch.initial_seed()`` at the query; ``versions``: of the packages involved.
+    - ``identified``: whether what is observed determines the answer, by the graph that the query
+      was given; None without one. ``grounds``: the distribution that does, or what stands in the
+      way: then the answer rests on the mechanisms that the program assumes.
 
     **Example**
 
@@ -56,6 +59,8 @@ class QueryResult:
     conventions: Mapping[str, str]
     seed: int
     versions: Mapping[str, str]
+    identified: bool | None = None
+    grounds: str = ""
 
     def __float__(self) -> float:
         if self.mean.numel() != 1:
@@ -164,11 +169,21 @@ class QueryResult:
         rows |= {
             "draws": f"{number} ({self.source}){effective}",
             "noise": ", ".join(f"{site}: {how}" for site, how in self.conventions.items()),
+            "identified": self._identified(),
             "seed": str(self.seed),
             "versions": ", ".join(f"{name} {number}" for name, number in self.versions.items()),
         }
-        lines = [f"  {key:<9} {text}" for key, text in rows.items() if text]
+        rows = {key: text for key, text in rows.items() if text}
+        width = max(map(len, rows))
+        lines = [f"  {key:<{width}}  {text}" for key, text in rows.items()]
         return "\n".join([f"{self.of} ({self.rung})", *lines])
+
+    def _identified(self) -> str:
+        if self.identified is None:
+            return ""
+        if self.identified:
+            return f"yes, from {self.grounds}"
+        return f"no: {self.grounds}; the value rests on the program's mechanisms"
 
 
 def _short(value: Tensor) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -27,7 +27,8 @@ from pyro_causal._evidence import (
     open_sites,
     weights_at,
 )
-from pyro_causal._particles import Model, Particles, Site, Sites
+from pyro_causal._identified import Question, is_discrete, judge
+from pyro_causal._particles import Model, Particles, Site, Sites, open_values, trace_once
 from pyro_causal._predictive import (
     CounterfactualPredictive,
     Values,
@@ -38,6 +39,8 @@ from pyro_causal._predictive import (
     warn_of_prior,
 )
 from pyro_causal._result import QueryResult
+from pyro_causal._statements import random_state_kept
+from pyro_causal.graph import ADMG
 
 __all__ = ["CounterfactualPredictive", "QueryResult", "counterfactual_function", "query"]
 
@@ -56,6 +59,8 @@ def query(
     parallel: bool = True,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] = MappingProxyType({}),
+    graph: ADMG | Literal["program"] | None = None,
+    allow_unidentified: bool = False,
 ) -> QueryResult:
     r"""Ask about one site: what is, what would be if, or what would have been.
 
@@ -84,8 +89,17 @@ def query(
     - ``guide``, ``posterior_samples``, ``num_samples``, ``parallel``: as in
       :class:`CounterfactualPredictive`.
     - ``args``, ``kwargs``: the arguments of the model and the guide.
+    - ``graph``: check first whether the distribution of what is observed determines the answer,
+      whatever the mechanisms and hidden causes. Its nodes are what is observed. ``"program"``
+      reads it off by :func:`pyro_causal.causal_graph`: observed are the sites that the program
+      observes (or, if there are none, all but auxiliary ones and those that a guide or posterior
+      samples stand for), and those that the query names.
+    - ``allow_unidentified``: answer all the same, by the program's mechanisms, and label the
+      result.
 
-    **Raises** ``ValueError``, ``TypeError``, before any long work: a name that no site bears;
+    **Raises** :class:`~pyro_causal.graph.Unidentifiable`: the graph does not allow the answer; it
+    names the hidden path. ``ValueError``, ``TypeError``, before any long work: a name that no site
+    bears; a graph that lacks a site of the query, or a program intervened on in its place;
     evidence or an action of the wrong shape, dtype or device, NaN or outside of the support;
     evidence on a site that the program computes or sets itself, by ``obs=`` or a ``do`` around it
     (evidence that contradicts a ``do``); evidence that no draw makes possible.
@@ -114,6 +128,11 @@ def query(
     check_targets(action, sites)
     number = check_draws(posterior_samples or {}, sites) or num_samples
     particles = Particles(number, parallel, args, kwargs)
+    verdict = None
+    if graph is not None:
+        drawn = _drawn(sites, particles, guide, posterior_samples)
+        question = Question(of, action, list(evidence), sites)
+        verdict = judge(graph, question, model, particles, drawn, lenient=allow_unidentified)
     program = poutine.condition(model, evidence) if evidence else model
     known = any(map(is_evidence, sites.values()))
     rung = "association" if not action else "counterfactual" if known else "intervention"
@@ -140,6 +159,8 @@ def query(
         conventions=conventions,
         seed=torch.initial_seed(),
         versions=_versions(),
+        identified=verdict and verdict.identified,
+        grounds=verdict.grounds if verdict else "",
     )
     _warn_of_few(result)
     return result
@@ -185,6 +206,16 @@ def counterfactual_function(
         return {name: value[0, 1] for name, value in draws.items()}
 
     return counterfactual
+
+
+def _drawn(
+    sites: Sites, particles: Particles, guide: Model | None, latents: Values | None
+) -> set[str]:
+    """The sites that a guide or posterior samples stand for."""
+    if guide is None:
+        return set(latents or {})
+    with random_state_kept():  # so that a graph does not change the draws
+        return set(open_values(trace_once(guide, particles.args, particles.kwargs), sites))
 
 
 def _abduct(
@@ -237,14 +268,7 @@ def _conventions(
     mechanisms = {
         n: sites[n]["fn"] for n in sites if n in reached and not draws_afresh(action.get(n))
     }
-    return {name: _convention(fn) for name, fn in mechanisms.items() if _is_discrete(fn)}
-
-
-def _is_discrete(fn: Any) -> bool:
-    try:
-        return bool(fn.support.is_discrete)
-    except NotImplementedError:
-        return False
+    return {name: _convention(fn) for name, fn in mechanisms.items() if is_discrete(fn)}
 
 
 def _convention(fn: Any) -> str:

@@ -20,8 +20,9 @@ LAYERS: dict[int, tuple[str, ...]] = {
     1: (
         "_tails < _quantile < _cdf < _gumbel < _coordinates < noise"
         " < _site < _actions < _factual < _messengers < handlers",
-        "graph._bits < graph.admg < graph.convert graph.adjustment < graph._terms < graph.expression"
-        " < graph._evaluate < graph.estimand < graph._hedge graph._views < graph.identify"
+        "graph._bits < graph.admg < graph.convert graph.adjustment"
+        " < graph._terms < graph.expression < graph._evaluate < graph.estimand"
+        " < graph._hedge graph._views < graph.identify"
         " < graph._worlds graph.bounds < graph.counterfactual < graph.hgraph < graph",
         "metrics.structure < metrics.distribution < metrics.counterfactual < metrics",
     ),
