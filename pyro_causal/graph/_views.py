@@ -7,6 +7,7 @@ condition for causal effects).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import NamedTuple
 
@@ -84,8 +85,18 @@ class View:
             and not behind & ~wanted & ~hidden
         )
 
-    def express(self, bits: Bits, descent: Descent) -> Expression:
-        """:math:`Q[D]` at the end of a descent, in terms of the dataset."""
+    def express(self, bits: Bits, within: int, descents: Mapping[int, Descent]) -> list[Expression]:
+        """:math:`Q[D]` at the ends of some descents in `within`, in terms of the dataset."""
+        plain = [wanted for wanted, descent in descents.items() if len(descent.steps) == 1]
+        together = bits.ancestors(sum(plain), within)
+        joined = [wanted for wanted in plain if bits.district(wanted, together) == wanted]
+        factors = self._conditionals(bits, together, sum(joined))
+        for wanted, descent in descents.items():
+            if wanted not in joined:
+                factors.append(self._descend(bits, descent))
+        return factors
+
+    def _descend(self, bits: Bits, descent: Descent) -> Expression:
         ancestors, within = descent.steps[0]
         kernel = product(self._conditionals(bits, ancestors, within))
         for ancestors, district in descent.steps[1:]:
@@ -98,22 +109,29 @@ class View:
     def _vars(self, mask: int) -> frozenset[Var]:
         return frozenset(map(Var, self.g.names(mask)))
 
-    def _conditionals(self, bits: Bits, ancestors: int, district: int) -> list[Expression]:
-        """The conditionals of a district's nodes, each given no more than its Markov pillow."""
-        factors: list[Expression] = []
+    def _conditionals(self, bits: Bits, ancestors: int, nodes: int) -> list[Expression]:
+        """The chain of conditionals of some districts of an ancestral set.
+
+        Each node needs no more than its Markov pillow as a condition, and may have any more of the
+        nodes before it. So it joins an earlier group that contains its pillow.
+        """
+        groups: list[tuple[int, int]] = []  # of nodes, and what they are conditioned on
         before = 0
         for node in bits.order:
             bit = 1 << node
-            if not ancestors & bit:
-                continue
-            before |= bit
-            if district & bit:
+            before |= bit & ancestors
+            if bit & nodes:
                 near = bits.district(bit, before)
                 pillow = (near | bits.parents_of(near)) & before & ~bit
-                factors.append(
-                    Probability(self._vars(bit), self._vars(pillow), self._do, self.dataset)
-                )
-        return factors
+                home = next((i for i, group in enumerate(groups) if not pillow & ~sum(group)), None)
+                if home is None:
+                    groups.append((bit, pillow))
+                else:
+                    groups[home] = (groups[home][0] | bit, groups[home][1])
+        return [
+            Probability(self._vars(of), self._vars(given), self._do, self.dataset)
+            for of, given in groups
+        ]
 
     def _district(self, bits: Bits, within: int, district: int, kernel: Expression) -> Expression:
         """One district's factor of a kernel over `within`, of which all other nodes are summed.

@@ -57,8 +57,8 @@ class TrainingStep(NamedTuple):
     - ``ancestors``: the variables of earlier modules that take part.
     - ``parents``: the other direct causes of ``matched``, to condition on. They may belong to the
       module if the dataset intervenes on them.
-    - ``dataset``: the member of the plan's ``datasets``, in frozensets: the intervened names, or a
-      pair of intervened and observed names.
+    - ``dataset``: the member of the plan's ``datasets``, in frozensets: the intervened names, or,
+      if some nodes are hidden, a pair of intervened and observed names.
     """
 
     module: frozenset[str]
@@ -89,7 +89,8 @@ def training_plan(g: ADMG, datasets: Iterable[Member] = (frozenset(),)) -> tuple
     that makes this an interventional distribution. It exists and is unique: start with S = H, and
     while some parent outside of S is a descendant of S or of a node that shares a hidden cause
     with S, add it. The plan is an order of :func:`h_graph`. After it, a model agrees with every
-    dataset, and so with whatever :func:`pyro_causal.graph.identify` can express in them.
+    dataset, and so with whatever :func:`pyro_causal.graph.identify` can express in them. (Values of
+    parents that never occur in a dataset leave the mechanisms undetermined there.)
 
     Each district needs one step: where several datasets show its factor, the one with the fewest
     ancestors is taken, then that with the fewest parents, then the first.
@@ -144,9 +145,9 @@ def h_graph(
     r"""The modules of a graph, and which of them must be trained before which.
 
     The nodes are sets of names. An edge :math:`H_s \to H_t` says that mechanisms of :math:`H_s`
-    are among the ancestors in a training step of :math:`H_t`. The modules are unions of districts,
-    and for one dataset they are the smallest ones that leave no cycle: every partition without
-    cycles is a coarsening of them.
+    are among the ancestors in a training step of :math:`H_t`. On observational data, the modules
+    are unions of districts. For any one dataset they are the smallest ones that leave no cycle:
+    every partition without cycles is a coarsening of them.
 
     **Arguments**, **Raises**, **References**: as :func:`training_plan`.
 

@@ -249,15 +249,16 @@ class Search:
 
     def _express(self, hidden: int) -> Expression:
         """Multiply the factors, sum over what is neither asked nor known, and condition."""
-        factors = self.factors(hidden)
-        kernels = [
-            view.express(self._bits(view, hidden), descent)
-            for _, view, descent in factors
-            if view is not None and descent is not None
-        ]
+        kernels: list[Expression] = []
         everything = 0
-        for factor in factors:
-            everything |= factor.wanted
+        found: dict[View, dict[int, Descent]] = {}
+        for wanted, view, descent in self.factors(hidden):
+            everything |= wanted
+            if view is not None and descent is not None:
+                found.setdefault(view, {})[wanted] = descent
+        for view, descents in found.items():
+            shown = self._bits(view, hidden)
+            kernels += view.express(shown, view.observed & ~hidden, descents)
         joint = total(self._vars(everything & ~self.y & ~self.w), product(kernels))
         if not everything & self.w:
             return joint
