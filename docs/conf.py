@@ -9,6 +9,10 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
 import pyro_causal
+import pyro_causal.graph
+
+# The function of this name hides the module, whose page is wanted.
+pyro_causal.graph.identify = sys.modules["pyro_causal.graph.identify"]
 
 project = "pyro_causal"
 author = "The pyro_causal authors"
@@ -42,9 +46,12 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 autodoc_type_aliases = {
     "Action": "Action",
+    "Member": "Member",
     "Model": "Model",
+    "Names": "Names",
     "Samples": "Samples",
     "Values": "Values",
+    "Variables": "Variables",
 }
 python_use_unqualified_type_names = True
 
@@ -52,8 +59,9 @@ python_use_unqualified_type_names = True
 nitpick_ignore_regex = [
     (
         "py:.*",
-        r"(arviz|collections|datetime|matplotlib|networkx|numpy|os|pathlib|pyro|torch|typing|xarray|"
-        r"zuko)\..*|Axes|Figure|PathLike|Action|Model|Samples|Values",
+        r"(arviz|collections|datetime|matplotlib|networkx|numpy|nx|os|pathlib|pyro|torch|typing|xarray|"
+        r"zuko)\..*|Axes|Figure|PathLike|Tensor|Action|Edges|Key|Member|Model|Names|Quantity|Regime|"
+        r"Samples|Values|Variables",
     ),
     ("py:.*", r"pyro_causal\.(.*\.)?(_.*|F)"),
 ]

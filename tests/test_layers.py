@@ -22,7 +22,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         " < _site < _actions < _factual < _messengers < handlers",
         "graph._bits < graph.admg < graph.convert graph.adjustment"
         " < graph._terms < graph.expression < graph._evaluate < graph.estimand"
-        " < graph._hedge graph._views < graph.identify"
+        " < graph._hedge graph._views < graph._search < graph.identify"
         " < graph._worlds graph.bounds < graph.counterfactual < graph.hgraph < graph",
         "metrics.structure < metrics.distribution < metrics.counterfactual < metrics",
     ),

@@ -1,0 +1,194 @@
+"""The search for a formula: which factors a query needs, and which datasets give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations, islice
+from typing import NamedTuple
+
+from pyro_causal.graph._bits import Bits, elements
+from pyro_causal.graph._hedge import Hedge, Unidentifiable, find_hedge
+from pyro_causal.graph._views import Descent, View, descend
+from pyro_causal.graph.admg import ADMG
+from pyro_causal.graph.estimand import show_dataset
+from pyro_causal.graph.expression import Dataset, Expression, Var, fraction, product, total
+
+__all__ = ["Search", "exchange"]
+
+MOST_TRIALS = 4096  # sets of nodes to average over, tried for datasets that hide some nodes
+
+
+def exchange(bits: Bits, y: int, x: int, w: int) -> tuple[int, int]:
+    """Move what is given to what is set where rule 2 allows it, and drop what then has no effect.
+
+    After that, a hedge for P(y, w | do(x)) is one for P(y | do(x), w), too (IDC, theorem 6). The
+    verdict itself does not need it, since factors that only condition are left out anyway.
+    """
+    progress = True
+    while progress:
+        progress = False
+        for node in elements(w):
+            bit = 1 << node
+            if not bits.cut(x, bit).connected(bit, x | (w & ~bit)) & y:
+                x, w, progress = x | bit, w & ~bit, True
+    return x & bits.cut(x).ancestors(y | w), w
+
+
+class Factor(NamedTuple):
+    """One :math:`Q[D]` that the query needs, and how a dataset gives it, if one does."""
+
+    wanted: int
+    view: View | None
+    descent: Descent | None
+
+
+class Search:
+    """The search for an estimand of P(y | do(x), w), in which no w can be exchanged for an action.
+
+    The nodes in `hidden` are averaged over beforehand, in the query and in the datasets alike.
+    """
+
+    def __init__(self, g: ADMG, y: int, x: int, w: int, views: list[View]) -> None:
+        self.g, self.y, self.x, self.w, self.views = g, y, x, w, views
+        self.projections: dict[int, Bits] = {0: g.bits}
+
+    def run(self) -> Expression | None:
+        """The shortest of a few formulas, if there is one."""
+        first = self.decide()
+        if first is None:
+            return None
+        order = self.g.bits.order
+        sets = (self._least(first, order[::-1]), self._least(first, order), first)
+        found = [self._express(hidden) for hidden in dict.fromkeys(sets)]
+        return min(found, key=lambda expression: len(expression.text))
+
+    def decide(self) -> int | None:
+        """Nodes that may be hidden for the query to be identifiable, if it is: mostly none."""
+        return next((h for h in self._trials() if self._settled(self.factors(h))), None)
+
+    def _trials(self) -> Iterator[int]:
+        """Sets of nodes to hide, small ones first; none if all datasets show everything."""
+        yield 0
+        if any(view.hidden for view in self.views):
+            free = [1 << node for node in elements(self._causes())]
+            sets = (sum(some) for k in range(1, len(free) + 1) for some in combinations(free, k))
+            yield from islice(sets, MOST_TRIALS)
+
+    def _causes(self) -> int:
+        """The nodes that a formula might do without."""
+        fixed = self.y | self.x | self.w
+        return self.g.bits.ancestors(fixed) & ~fixed
+
+    def _least(self, hidden: int, order: Sequence[int]) -> int:
+        """Hide one node after the other, as long as the query stays identifiable."""
+        for node in order:
+            bit = 1 << node
+            if bit & self._causes() & ~hidden and self._settled(self.factors(hidden | bit)):
+                hidden |= bit
+        return hidden
+
+    def _project(self, hidden: int) -> Bits:
+        if hidden not in self.projections:
+            known = max((h for h in self.projections if not h & ~hidden), key=int.bit_count)
+            self.projections[hidden] = self.projections[known].project(hidden & ~known)
+        return self.projections[hidden]
+
+    @staticmethod
+    def _settled(factors: list[Factor]) -> bool:
+        return all(factor.view for factor in factors)
+
+    def factors(self, hidden: int) -> list[Factor]:
+        """What the query needs: the districts of what causes y and w, others than x."""
+        bits = self._project(hidden)
+        inside = bits.ancestors(self.y | self.w, bits.all & ~hidden & ~self.x)
+        return [self._factor(hidden, d) for d in self._relevant(bits, bits.districts(inside))]
+
+    def _relevant(self, bits: Bits, districts: list[int]) -> list[int]:
+        """The districts that a chain of shared variables, not given or set, ties to the outcome."""
+        scopes = [(d | bits.parents_of(d)) & ~self.w & ~self.x for d in districts]
+        reached = self.y
+        progress = True
+        while progress:
+            progress = False
+            for scope in scopes:
+                if scope & reached and scope & ~reached:
+                    reached, progress = reached | scope, True
+        return [d for d, scope in zip(districts, scopes, strict=True) if scope & reached]
+
+    def _factor(self, hidden: int, wanted: int) -> Factor:
+        for view in self.views:
+            if view.offers(wanted, hidden):
+                descent = self.descent(view, hidden, wanted)
+                if descent.found:
+                    return Factor(wanted, view, descent)
+        return Factor(wanted, None, None)
+
+    def descent(self, view: View, hidden: int, wanted: int) -> Descent:
+        """The way to a factor in a dataset."""
+        return descend(self._bits(view, hidden), wanted, view.observed & ~hidden)
+
+    def _bits(self, view: View, hidden: int) -> Bits:
+        return self._project(view.hidden | (hidden & ~view.intervened))
+
+    def _express(self, hidden: int) -> Expression:
+        """Multiply the factors, sum over what is neither asked nor known, and condition."""
+        kernels: list[Expression] = []
+        everything = 0
+        found: dict[View, dict[int, Descent]] = {}
+        for wanted, view, descent in self.factors(hidden):
+            everything |= wanted
+            if view is not None and descent is not None:
+                found.setdefault(view, {})[wanted] = descent
+        for view, descents in found.items():
+            shown = self._bits(view, hidden)
+            kernels += view.express(shown, view.observed & ~hidden, descents)
+        joint = total(self._vars(everything & ~self.y & ~self.w), product(kernels))
+        if not everything & self.w:
+            return joint
+        return fraction(joint, total(self._vars(self.y), joint))
+
+    def failure(self, query: str) -> Unidentifiable:
+        """Why there is no formula: what blocks the first factor that no dataset gives."""
+        wanted = next(factor.wanted for factor in self.factors(0) if not factor.view)
+        hedges: dict[Dataset, Hedge] = {}
+        reasons = []
+        for view in self.views:
+            label = show_dataset(view.dataset)
+            if view.offers(wanted, 0):
+                stuck = self.descent(view, 0, wanted).stuck
+                hedge = find_hedge(self.g, self._bits(view, 0), stuck, wanted)
+                hedges[view.dataset] = hedge
+                reasons.append(
+                    f"in {label}, hidden causes {', '.join(hedge.hidden)} blur how "
+                    f"{_list(self.g, stuck & ~wanted)} act on {_list(self.g, wanted)} (a hedge)"
+                )
+            elif wanted & view.intervened:
+                replaced = _list(self.g, wanted & view.intervened)
+                reasons.append(f"{label} replaces the mechanism of {replaced}")
+            else:
+                reasons.append(f"{label} does not record all that it takes")
+        partial = any(view.hidden for view in self.views)
+        doubt = (
+            " Some datasets record a part of the nodes only, for which no complete criterion is "
+            "known: no formula was found, which is no proof that there is none."
+        )
+        parents = _list(self.g, self.g.bits.parents_of(wanted) & ~wanted)
+        experiment = (
+            f"sets {parents} and leaves {_list(self.g, wanted)} alone"
+            if parents
+            else (f"leaves {_list(self.g, wanted)} alone")
+        )
+        return Unidentifiable(
+            f"{query} cannot be identified: {'; '.join(reasons)}.{doubt if partial else ''} Do "
+            f"observe a hidden cause, or pass data that {experiment} by available=[...].",
+            query=query,
+            hedge=next(iter(hedges.values()), None),
+            hedges=hedges,
+        )
+
+    def _vars(self, mask: int) -> list[Var]:
+        return [Var(name) for name in self.g.names(mask)]
+
+
+def _list(g: ADMG, mask: int) -> str:
+    return ", ".join(g.names(mask))
