@@ -113,19 +113,18 @@ def as_dataset(g: ADMG, member: Member) -> Dataset:
 
     **Raises** ``ValueError``: unknown names; a variable that is both intervened on and observed.
     """
-    if (
-        isinstance(member, tuple)
-        and len(member) == 2
-        and not isinstance(member[0], str)
-        and not isinstance(member[1], str)
-    ):
+    if isinstance(member, tuple) and len(member) == 2 and not all(map(_is_name, member)):
         intervened, observed = g.masks(intervened=member[0], observed=member[1])
         rest = g.bits.all & ~intervened
         if observed != rest:
             return Dataset(frozenset(g.names(intervened)), frozenset(g.names(observed)))
         return Dataset(frozenset(g.names(intervened)))
-    names: Any = member
+    names: Any = member  # no pair
     return Dataset(frozenset(g.names(g.mask(names, "the datasets"))))
+
+
+def _is_name(thing: object) -> bool:
+    return isinstance(thing, str)
 
 
 def as_datasets(g: ADMG, available: Iterable[Member]) -> tuple[Dataset, ...]:
