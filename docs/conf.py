@@ -63,7 +63,7 @@ nitpick_ignore_regex = [
         r"zuko)\..*|Axes|Figure|PathLike|Tensor|Action|Edges|Key|Member|Model|Names|Quantity|Regime|"
         r"Samples|Values|Variables",
     ),
-    ("py:.*", r"pyro_causal\.(.*\.)?(_.*|F)"),
+    ("py:.*", r"pyro_causal\.(.*\.)?(_.*|F|Levels)"),
 ]
 
 
@@ -73,7 +73,8 @@ def resolve_reexport(
     """Link a re-exported name to the one page that describes it."""
     name = node.get("reftarget", "").rpartition(".")[2]
     domain = env.get_domain("py")
-    found = [full for full in domain.objects if full.rpartition(".")[2] == name]
+    public = (full for full in domain.objects if "._" not in full)
+    found = [full for full in public if full.rpartition(".")[2] == name]
     if len(found) != 1:
         return None
     return domain.resolve_xref(

@@ -78,6 +78,19 @@ CASES = {
     "treated, covariate": Case("z -> y; x -> y; x <-> z", [Y0], [X1], "both"),
     "treated, instrument": Case(INSTRUMENT, [Y0], [X1], "nothing"),
     "treated, napkin": Case(NAPKIN, [Y0], [X1], "nothing"),
+    # The graph of the counterfactual query in the code published with Modular-DCM, and its variant.
+    "treated twice, one after the other": Case(
+        "x -> v; x -> w; v -> w; w -> y; v <-> y",
+        [Event("y", 1, {"x": 0, "v": 0})],
+        [X1, Event("v", 1)],
+        "both",
+    ),
+    "treated twice, confounded": Case(
+        "x -> v; x -> w; v -> w; w -> y; v <-> y; x <-> v",
+        [Event("y", 1, {"x": 0, "v": 0})],
+        [X1, Event("v", 1)],
+        "both",
+    ),
     "everybody, napkin": Case(NAPKIN, [Y0], [], "both"),
     "treated, later confounding": Case("x -> y; y -> w; x <-> w", [Y0], [X1], "both"),
     "treated, collider": Case("x -> y; x <-> w; w <-> y", [Y0], [X1], "both"),

@@ -73,7 +73,7 @@ def probability_bounds(
       the level y of the outcome.
     - ``monotone``: whether nobody has the outcome under control only. With :math:`P_x(y)` this
       identifies PNS; PN and PS as well, if the treatment has two levels.
-    - ``available``: the datasets at hand, as for :func:`identify`.
+    - ``available``: the datasets at hand, as for :func:`pyro_causal.graph.identify`.
 
     **Raises** ``ValueError``: no such quantity; unknown nodes; equal levels; a treatment that is no
     cause of the outcome.
@@ -271,9 +271,9 @@ class Bounds:
 
         **Shapes** Two scalars.
 
-        **Arguments** ``tables``: as for :meth:`Estimand.evaluate`.
+        **Arguments** ``tables``: as for :meth:`pyro_causal.graph.estimand.Estimand.evaluate`.
 
-        **Raises** ``ValueError``: as :meth:`Estimand.evaluate`; levels beyond those of the tables.
+        **Raises** ``ValueError``: as there, and for levels beyond those of the tables.
         ``PositivityError`` (a ``ValueError``): PN or PS conditions on what never happens.
 
         **Example**
