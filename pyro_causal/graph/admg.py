@@ -271,15 +271,15 @@ class ADMG:
 def do_calculus(g: ADMG, rule: int, y: Names, x: Names = (), z: Names = (), w: Names = ()) -> bool:
     r"""Whether a rule of the do-calculus applies.
 
-    ====  ========================================================  ===============================
-    rule  the equality that holds                                   if x, w m-separate y and z in
-    ====  ========================================================  ===============================
-    1     :math:`P(y \mid do(x), z, w) = P(y \mid do(x), w)`        :math:`G_{\bar x}`
-    2     :math:`P(y \mid do(x), do(z), w) = P(y \mid do(x), z, w)` :math:`G_{\bar x \underline z}`
-    3     :math:`P(y \mid do(x), do(z), w) = P(y \mid do(x), w)`    :math:`G_{\bar x \bar{z(w)}}`
-    ====  ========================================================  ===============================
+    - Rule 1: :math:`P(y \mid do(x), z, w) = P(y \mid do(x), w)`, by :math:`G_{\bar x}`.
+    - Rule 2: :math:`P(y \mid do(x), do(z), w) = P(y \mid do(x), z, w)`, by
+      :math:`G_{\bar x \underline z}`.
+    - Rule 3: :math:`P(y \mid do(x), do(z), w) = P(y \mid do(x), w)`, by
+      :math:`G_{\bar x \bar{z(w)}}`.
 
-    with :math:`z(w)` the nodes of z that are no ancestors of w in :math:`G_{\bar x}`.
+    Each holds if x and w together m-separate y and z in the graph that it goes by: without the
+    edges into x, those out of z (rule 2), or those into :math:`z(w)` (rule 3),
+    the nodes of z that are no ancestors of w in :math:`G_{\bar x}`.
 
     **Raises** ``ValueError``: no such rule, unknown nodes, sets that overlap.
 
