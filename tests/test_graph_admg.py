@@ -88,8 +88,17 @@ def test_sets_of_relatives_against_networkx(seed):
 
 
 def test_topological_order_keeps_the_order_of_the_nodes_where_it_can():
-    assert ADMG([("c", "a")], nodes="abcd").topological_order() == ("b", "c", "a", "d")
-    assert ADMG(nodes="dbca").topological_order() == tuple("dbca")
+    assert ADMG([("c", "a")], nodes=[*"abcd"]).topological_order() == ("b", "c", "a", "d")
+    assert ADMG(nodes=[*"dbca"]).topological_order() == tuple("dbca")
+
+
+def test_one_name_is_one_node_and_a_hidden_cause_has_no_direction():
+    assert ADMG(nodes="zed").nodes == ("zed",)
+    assert ADMG([], [{"a", "b"}]) == ADMG([], [("b", "a")])
+    with pytest.raises(TypeError, match="In a set of nodes: expected a name, or several, got 3"):
+        ADMG(nodes="a").parents(3)
+    with pytest.raises(ValueError, match="At node '3', in a set of nodes: expected one of"):
+        ADMG(nodes="a").parents([3])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -109,7 +118,7 @@ def test_surgery_against_its_definition(seed):
 
 def test_equality_ignores_order_and_nothing_else():
     g = ADMG([("a", "b"), ("b", "c")], [("a", "c"), ("b", "c")])
-    same = ADMG([("b", "c"), ("a", "b")], [("c", "b"), ("c", "a")], nodes="cab")
+    same = ADMG([("b", "c"), ("a", "b")], [("c", "b"), ("c", "a")], nodes=[*"cab"])
     assert g == same and hash(g) == hash(same) and g.nodes != same.nodes
     others = [
         ADMG([("a", "b"), ("b", "c")], [("a", "c")]),
@@ -187,7 +196,9 @@ def test_every_random_cycle_is_one():
         ({"bidirected": [("a", "a")]}, ValueError, "the edge a <-> a: expected two different"),
         ({"directed": [("a", "b")] * 2}, ValueError, "The edge a -> b is given twice: .* Do drop"),
         ({"bidirected": [("b", "a"), ("a", "b")]}, ValueError, "The edge a <-> b is given twice"),
-        ({"nodes": "aba"}, ValueError, "The node a is given twice: expected it once"),
+        ({"nodes": [*"aba"]}, ValueError, "The node a is given twice: expected it once"),
+        ({"directed": [3]}, TypeError, "At the directed edge 3: expected a pair of names"),
+        ({"directed": [{"a", "b"}]}, TypeError, "At the directed edge {.*}: expected a pair"),
         ({"directed": ["ab"]}, TypeError, r"At the directed edge 'ab': .* Do write \('a', 'b'\)"),
         ({"bidirected": [("a", "b", "c")]}, TypeError, r"At the bidirected edge \('a', 'b', 'c'\)"),
         ({"directed": [("a", 1)]}, TypeError, "At node 1: expected a name, got int. Do write a"),

@@ -170,3 +170,14 @@ def test_a_repr_can_be_read():
 def test_bad_dagitty_text_is_refused_by_its_piece(text, message):
     with pytest.raises(ValueError, match=message):
         from_dagitty(text)
+
+
+@pytest.mark.parametrize(
+    "frame", ["dag", "digraph G", 'dag "My title"', "strict digraph", 'strict digraph "G"', "DAG x"]
+)
+def test_frames_may_have_titles(frame):
+    assert from_dagitty(f"{frame} {{ a -> b; c }}") == ADMG([("a", "b")], nodes=["c"])
+    with pytest.raises(
+        ValueError, match="At 'pdag': expected a graph|line 1 of the graph: expected"
+    ):
+        from_dagitty("pdag G { a -> b }")

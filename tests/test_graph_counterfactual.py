@@ -26,7 +26,7 @@ from pyro_causal.graph.counterfactual import (
     path_specific,
     recanting_witnesses,
 )
-from pyro_causal.graph.estimand import Estimand
+from pyro_causal.graph.estimand import Estimand, PositivityError
 from pyro_causal.graph.identify import Unidentifiable
 
 REGIMES = ("experiments", "observational")
@@ -380,3 +380,53 @@ def test_failure_names_the_worlds() -> None:
 def test_errors(question: Callable[[ADMG], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         question(graph(BOW))
+
+
+# --- what once went wrong -------------------------------------------------------------------------
+
+
+def test_undefined_conditionals_without_axes():
+    estimand = identify_counterfactual(
+        ADMG([("x", "y")]), Event("y", 1, {"x": 1}), regime="observational"
+    )
+    never = torch.tensor([[0.5, 0.5], [0.0, 0.0]])
+    with pytest.raises(PositivityError, match=r"P\(y=1 \| x=1\) is undefined at x=1"):
+        estimand.evaluate(never)
+
+
+def test_a_variable_set_to_what_it_would_have_been():
+    g = ADMG([("b", "a")], nodes=["c"])
+    asked = Event("c", 1, {"c": Event("c")})
+    assert str(identify_counterfactual(g, asked, Event("a", 1))) == "P(c=1)"
+    nested = Event("a", 1, {"a": Event("a", do={"b": 1})})
+    assert str(identify_counterfactual(g, nested)) == "P_{b=1}(a=1)"
+
+
+def test_worlds_within_worlds_do_not_multiply():
+    """A ladder has 2 ** 40 paths; its events are 40."""
+    rungs = [("x", "a0"), ("x", "b0")]
+    for i in range(19):
+        rungs += [(f"{s}{i}", f"{t}{i + 1}") for s in "ab" for t in "ab"]
+    g = ADMG([*rungs, ("a19", "y"), ("b19", "y")])
+    event = path_specific(g, "x", "y", (edge for edge in g.directed))
+    assert str(identify_counterfactual(g, event)) == "P_{x=1}(y=1)"
+    assert len(repr(event)) < 1000
+    assert recanting_witnesses(g, "x", "y", (e for e in g.directed)) == frozenset()
+    few = [edge for edge in g.directed if edge != ("a0", "b1")]
+    assert "a0" in recanting_witnesses(g, "x", "y", (edge for edge in few))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("y", 1, {"x": None}), "At node 'x', in an Event: expected an integer level .* got None"),
+        (("y", 1.0), "At node 'y', in an Event: expected an integer level or a symbol, got 1.0"),
+        (("y", 1, "x"), "At node 'y', in an Event: expected `do` to map names to values, got 'x'"),
+    ],
+)
+def test_levels_of_events_are_checked(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        Event(*arguments)
+    with pytest.raises(TypeError, match=r"`event`: expected Events, got 'y'. Do write Event"):
+        identify_counterfactual(ADMG([("x", "y")]), ["y"])
+    assert repr(Event("y", True, {"x": torch.tensor(0)})) == "y_{x=0}=1"

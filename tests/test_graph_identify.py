@@ -26,6 +26,7 @@ from pyro_causal.graph import (
     identify,
     is_identifiable,
 )
+from pyro_causal.graph.expression import Var
 
 EXACT = 1e-9
 BOW = GRAPHS["bow"][0]
@@ -376,7 +377,7 @@ def test_a_record_that_hides_a_cause_is_not_mistaken_for_one_that_sets_it(
     members = [(frozenset(done.split()), frozenset(seen.split())) for done, seen in family]
     query = outcome.split(), do.split()
     assert not rank_test(g, effect(query), members, rng=random.Random(0), latent_states=4)
-    with pytest.raises(Unidentifiable, match="does not record all .* no proof that there is none"):
+    with pytest.raises(Unidentifiable):
         identify(g, *query, available=members)
 
 
@@ -508,7 +509,8 @@ def test_conditioning_on_what_never_happens_is_an_error():
         ((["y", "y"], "x"), "At node 'y', in `outcome`: expected it once, got it twice"),
         (((), "x"), "`outcome`: expected at least one node, got none. Do name one"),
         (("y", "x", (), []), r"`available`: .* got none. Do pass \[frozenset\(\)\]"),
-        (("y", "x", (), "x"), r"`available`: .* got the name 'x'. Do write \[\{'x'\}\]"),
+        (("y", "x", (), "x"), r"`available`: .* got 'x'. Do write \[frozenset\(\), \{'x'\}\]"),
+        (("y", "x", (), None), "`available`: expected a collection of datasets, got None"),
         (("y", "x", (), [(["x"], ["x", "y"])]), "At node 'x', in `observed`: .* in `intervened`"),
     ],
 )
@@ -548,7 +550,10 @@ def test_levels_that_do_not_matter_may_be_left_out():
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (torch.full((2, 2), 0.25), r"The table of P\(v\): expected 3 axes, for x, z, y, got shape"),
+        (
+            torch.full((2, 2), 0.25),
+            r"The table of P\(v\): expected 3 axes, for x, z, y, got torch.float32 of shape",
+        ),
         (torch.full((2, 2, 2), 0.25), r"expected probabilities that sum to one over x, z, y, got"),
         (torch.tensor([[[1.5, -0.5], [0.0, 0.0]]] * 2) / 2, "a least entry of -0.25. Do normalise"),
         (torch.full((2, 2, 2), float("nan")), "expected probabilities that sum to one"),
@@ -584,3 +589,146 @@ def test_a_dataset_may_be_asked_for_as_it_was_named():
     available = [(frozenset("x"), frozenset("y"))]
     identify(g, "y", do="x", available=available).evaluate(tables, {"x": 0})
     assert asked == available
+
+
+def test_one_undefined_level_of_the_outcome_is_enough():
+    """Of x=0 nobody has z=1, and do(x=1) leads there; z=0 is fine."""
+    joint = torch.tensor([[[0.2, 0.3], [0.0, 0.0]], [[0.1, 0.1], [0.1, 0.2]]])
+    estimand = identify(FRONT_DOOR, ["z", "y"], "x")
+    with pytest.raises(PositivityError, match=r"P\(y \| x, z\) is undefined at x=0, z=1"):
+        estimand.evaluate(joint, do={"x": 1})
+
+
+# --- what once went wrong -------------------------------------------------------------------------
+
+
+def test_names_that_print_like_expressions():
+    g = ADMG([("a | b", "b"), ("b", "a")], [("a", "c")])
+    model = DiscreteModel.random(g, random.Random(0))
+    estimand = identify(g, ["c", "a | b"], do="b", given="a")
+    found = estimand.evaluate(model.joint(), do={"b": 1}, given={"a": 0})
+    truth = model.effect(["c", "a | b"], "b", "a")[..., 1, 0]
+    torch.testing.assert_close(found, truth, rtol=0, atol=1e-12)
+    assert "'a | b'" in str(estimand)
+
+
+def test_primes_of_the_users_own():
+    g = ADMG([("x", "m"), ("m", "y"), ("x'", "m")], [("x", "y"), ("x'", "y")])
+    assert str(identify(g, "y", ["x", "x'"])) == (
+        "Σ_{m} P(m | x, x') Σ_{x'', x'''} P(x'', x''') P(y | m, x'', x''')"
+    )
+
+
+def test_an_action_without_effect_may_have_any_level_or_none():
+    g = parse("r -> w, w -> z, z -> x, x -> y, r <-> x, r <-> y, w <-> x, w <-> y")
+    estimand = identify(g, "y", ["x", "z"])
+    assert estimand.relevant == {"x"}
+    assert Var("z") in estimand.expression.free
+    model = DiscreteModel.random(g, random.Random(0))
+    joint = model.joint().clone()
+    axis = g.nodes.index("z")
+    joint.select(axis, 1).zero_()  # z is never 1
+    joint /= joint.sum()
+    without = estimand.evaluate(joint, do={"x": 1})
+    torch.testing.assert_close(estimand.evaluate(joint, do={"x": 1, "z": 1}), without)
+    with pytest.raises(ValueError, match="At node 'x', in `do`: expected a level, since"):
+        estimand.evaluate(joint, do={"z": 0})
+
+
+def test_what_no_dataset_records_is_projected_out_at_once():
+    hidden = [f"h{i}" for i in range(20)]
+    g = ADMG([("x", h) for h in hidden] + [(h, "y") for h in hidden])
+    assert str(identify(g, "y", "x", available=[((), ("x", "y"))])) == "P(y | x)"
+    # One record is complete, as is that of the graph of what it shows.
+    confounded = ADMG(g.directed, [("x", "y")])
+    with pytest.raises(Unidentifiable, match="x <-> y") as caught:
+        identify(confounded, "y", "x", available=[((), ("x", "y"))])
+    assert "no proof" not in str(caught.value)
+    hedge = caught.value.hedge
+    shown = confounded.latent_projection(hidden)
+    assert is_hedge(shown, hedge.forest, hedge.subforest, hedge.roots, "y", "x")
+
+
+def test_the_search_over_records_has_a_limit_and_says_so():
+    """Only without all of h can the second dataset serve; the first has nothing on y."""
+
+    def ask(count):
+        hidden = [f"h{i}" for i in range(count)]
+        g = ADMG([("x", h) for h in hidden] + [(h, "y") for h in hidden])
+        return identify(g, "y", "x", available=[((), ("x", *hidden)), ((), ("x", "y"))])
+
+    assert str(ask(11)) == "P(y | x)"
+    with pytest.raises(Unidentifiable, match="in 4096 trials at most, which is no proof that"):
+        ask(13)
+
+
+def test_sets_have_the_order_of_the_nodes():
+    g = ADMG([("c", "a"), ("a", "b")], nodes=[*"cab"])
+    assert identify(g, {"a", "b", "c"}).outcome == ("c", "a", "b")
+    assert c_factor(ADMG([], [("b", "a")], nodes=[*"ba"]), frozenset("ab")).outcome == ("b", "a")
+    assert c_factor(g, (name for name in "a")).outcome == ("a",)
+
+
+def test_long_chains_take_no_time_to_speak_of():
+    """A thousand nodes: a search that tried to hide them one by one would not come back."""
+    names = [f"v{i}" for i in range(1000)]
+    g = ADMG(list(itertools.pairwise(names)), [("v0", "v999")])
+    assert str(identify(g, "v999", "v0")) == ("Σ_{v1} P(v1 | v0) Σ_{v0'} P(v0') P(v999 | v0', v1)")
+
+
+def test_many_variables_are_summed_one_after_the_other():
+    """More than the 52 that a single einsum can name."""
+    names = [f"v{i}" for i in range(60)]
+    g = ADMG(list(itertools.pairwise(names)))
+    pairs = [(frozenset(), frozenset(pair)) for pair in itertools.pairwise(names)]
+    estimand = identify(g, "v59", "v0", available=pairs)
+    step = torch.tensor([[0.9, 0.1], [0.2, 0.8]], dtype=torch.float64)
+
+    def table(member):
+        assert member in pairs
+        first = min(int(name[1:]) for name in member[1])
+        start = torch.tensor([0.3, 0.7], dtype=torch.float64)
+        return (start @ torch.linalg.matrix_power(step, first))[:, None] * step
+
+    truth = torch.linalg.matrix_power(step, 59)
+    for level in (0, 1):
+        found = estimand.evaluate(table, do={"v0": level})
+        torch.testing.assert_close(found, truth[level])
+
+
+def test_tables_must_agree_on_the_levels():
+    g = parse("x -> m, m -> y")
+    estimand = identify(g, "y", "x", available=[((), ("x", "m")), ((), ("m", "y"))])
+    tables = {
+        ((), ("x", "m")): torch.full((2, 2), 0.25),
+        ((), ("m", "y")): torch.full((3, 2), 1 / 6),
+    }
+    with pytest.raises(
+        ValueError, match="At node 'm', in the table of .*: expected . levels, as in"
+    ):
+        estimand.evaluate(tables, do={"x": 0})
+
+
+@pytest.mark.parametrize(
+    ("tables", "do", "error", "message"),
+    [
+        (
+            None,
+            {"x": 0},
+            TypeError,
+            "`tables`: expected a tensor, a mapping or a function, got None",
+        ),
+        (torch.full((2, 2), 0.25), {"x": 0.5}, TypeError, "At node 'x', in `do`: .* got 0.5"),
+        (torch.full((2, 2), 0.25), None, TypeError, "`do`: expected levels by name, got None"),
+        (
+            torch.full((2, 2), 0.25 + 0j),
+            {"x": 0},
+            ValueError,
+            "expected 2 axes, .* torch.complex64",
+        ),
+        (torch.zeros(2, 0), {"x": 0}, ValueError, "expected 2 axes, for x, y, got .* shape .2, 0"),
+    ],
+)
+def test_bad_tables_and_levels_of_all_sorts(tables, do, error, message):
+    with pytest.raises(error, match=message):
+        identify(parse("x -> y"), "y", "x").evaluate(tables, do)

@@ -48,12 +48,17 @@ class Bits:
     __slots__ = ("all", "children", "order", "parents", "siblings")
 
     def __init__(
-        self, parents: Sequence[int], siblings: Sequence[int], order: tuple[int, ...] | None = None
+        self,
+        parents: Sequence[int],
+        siblings: Sequence[int],
+        order: tuple[int, ...] | None = None,
+        children: Sequence[int] | None = None,
     ) -> None:
-        children = [0] * len(parents)
-        for node, mask in enumerate(parents):
-            for parent in elements(mask):
-                children[parent] |= 1 << node
+        if children is None:
+            children = [0] * len(parents)
+            for node, mask in enumerate(parents):
+                for parent in elements(mask):
+                    children[parent] |= 1 << node
         self.parents = tuple(parents)
         self.children = tuple(children)
         self.siblings = tuple(siblings)
@@ -134,16 +139,16 @@ class Bits:
             for sibling in elements(siblings[h]):
                 siblings[sibling] = (siblings[sibling] | children[h]) & ~bit & ~(1 << sibling)
             parents[h] = children[h] = siblings[h] = 0
-        return Bits(parents, siblings, self.order)
+        return Bits(parents, siblings, self.order, children)
 
     def connected(self, start: int, given: int) -> int:
         """The nodes that some path m-connects to `start`, which is disjoint from `given`.
 
-        A path goes on through a collider that is an ancestor of `given`, and through any other
-        node that is not in `given` (Richardson 2003, section 2.1).
+        The search is for walks, which may pass a node more than once: they go on through a collider
+        in `given`, and through any other node that is not. Where a path has a collider above
+        `given`, a walk goes down to that and comes back (Richardson 2003, section 2.1).
         """
         parents, children, siblings = self.parents, self.children, self.siblings
-        opened = self.ancestors(given)
         by_tail, by_head = start, 0  # how the paths found so far arrive
         new_tail, new_head = start, 0
         while new_tail or new_head:
@@ -153,7 +158,7 @@ class Bits:
                 heads |= children[node] | siblings[node]
             for node in elements(new_head & ~given):
                 heads |= children[node]
-            for node in elements(new_head & opened):
+            for node in elements(new_head & given):
                 tails |= parents[node]
                 heads |= siblings[node]
             new_tail, new_head = tails & ~by_tail, heads & ~by_head

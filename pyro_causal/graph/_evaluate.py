@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["PositivityError", "evaluate"]
 
 Axes: TypeAlias = "tuple[Var, ...]"
+Value: TypeAlias = "tuple[Tensor, Axes]"
 Tables: TypeAlias = "Callable[[Dataset], tuple[Tensor, Sequence[str]]]"
 
 
@@ -57,7 +58,7 @@ def evaluate(
         return zeros[0]
     # The value is defined where what is put in the place of undefined conditionals does not matter.
     ones, _ = value(lambda text: 1.0)
-    sound = torch.isclose(zeros, ones, rtol=1e-9, atol=1e-12).flatten(1).all(1)
+    sound = torch.isclose(zeros, ones, rtol=1e-9, atol=1e-12).reshape(len(zeros), -1).all(1)
     if bool(sound.any()):
         return zeros[int(sound.int().argmax())]
     for name, where in run.undefined.items():
@@ -90,7 +91,7 @@ class Evaluation:
     fill: Callable[[str], float]
     undefined: dict[str, str] = field(default_factory=dict)
 
-    def of(self, expression: Expression) -> tuple[Tensor, Axes]:
+    def of(self, expression: Expression) -> Value:
         """The value, and the variables of its axes."""
         if isinstance(expression, Probability):
             return self._probability(expression)
@@ -111,20 +112,30 @@ class Evaluation:
             return inside._contract(factors, expression.over)
         return 0 * self.one, ()
 
-    def _contract(self, factors: Sequence[Expression], over: frozenset[Var]) -> tuple[Tensor, Axes]:
-        """Multiply, and sum over some of the variables."""
-        if not factors:
-            return self.one, ()
+    def _contract(self, factors: Sequence[Expression], over: frozenset[Var]) -> Value:
+        """Multiply, and sum over some of the variables, first where the least is left."""
         values = [self.of(factor) for factor in factors]
+        rest = sorted(over)
+        while rest:
+            v = min(rest, key=lambda v: len({w for _, axes in values if v in axes for w in axes}))
+            touched = [value for value in values if v in value[1]]
+            values = [value for value in values if v not in value[1]]
+            values.append(self._multiply(touched, v))
+            rest.remove(v)
+        return self._multiply(values)
+
+    def _multiply(self, values: Sequence[Value], summed: Var | None = None) -> Value:
+        if not values:
+            return self.one, ()
         number: dict[Var, int] = {}
         for _, axes in values:
             for v in axes:
                 number.setdefault(v, len(number))
-        kept = tuple(v for v in number if v not in over)
+        kept = tuple(v for v in number if v != summed)
         operands = [part for value, axes in values for part in (value, [number[v] for v in axes])]
         return self.einsum(*operands, [number[v] for v in kept]), kept
 
-    def _probability(self, p: Probability) -> tuple[Tensor, Axes]:
+    def _probability(self, p: Probability) -> Value:
         """A conditional, from the joint of all that it speaks of."""
         values, names = self.tables(p.dataset)
         table = values.double()
@@ -179,7 +190,7 @@ class Evaluation:
         return ratio.masked_fill(nothing, self.fill(name))
 
 
-def _align(value: tuple[Tensor, Axes], axes: Axes) -> Tensor:
+def _align(value: Value, axes: Axes) -> Tensor:
     """Move and add axes, so that the value broadcasts."""
     tensor, own = value
     tensor = tensor.permute([own.index(v) for v in axes if v in own])

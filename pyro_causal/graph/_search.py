@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import combinations, islice
+from operator import and_
 from typing import NamedTuple
 
 from pyro_causal.graph._bits import Bits, elements
@@ -21,8 +23,7 @@ MOST_TRIALS = 4096  # sets of nodes to average over, tried for datasets that hid
 def exchange(bits: Bits, y: int, x: int, w: int) -> tuple[int, int]:
     """Move what is given to what is set where rule 2 allows it, and drop what then has no effect.
 
-    After that, a hedge for P(y, w | do(x)) is one for P(y | do(x), w), too (IDC, theorem 6). The
-    verdict itself does not need it, since factors that only condition are left out anyway.
+    After that, P(y | do(x), w) is identifiable iff P(y, w | do(x)) is (IDC, theorem 6).
     """
     progress = True
     while progress:
@@ -50,6 +51,8 @@ class Search:
 
     def __init__(self, g: ADMG, y: int, x: int, w: int, views: list[View]) -> None:
         self.g, self.y, self.x, self.w, self.views = g, y, x, w, views
+        self.unseen = reduce(and_, (view.hidden for view in views)) & ~(y | x | w)
+        self.partial = any(view.hidden & ~self.unseen for view in views)
         self.projections: dict[int, Bits] = {0: g.bits}
 
     def run(self) -> Expression | None:
@@ -63,16 +66,16 @@ class Search:
         return min(found, key=lambda expression: len(expression.text))
 
     def decide(self) -> int | None:
-        """Nodes that may be hidden for the query to be identifiable, if it is: mostly none."""
-        return next((h for h in self._trials() if self._settled(self.factors(h))), None)
+        """Nodes that may be hidden for the query to be identifiable, if it is."""
+        return next((hidden for hidden in self._trials() if self._settles(hidden)), None)
 
     def _trials(self) -> Iterator[int]:
-        """Sets of nodes to hide, small ones first; none if all datasets show everything."""
-        yield 0
-        if any(view.hidden for view in self.views):
-            free = [1 << node for node in elements(self._causes())]
+        """What no dataset records; and if they record different nodes, more of them, few first."""
+        yield self.unseen
+        if self.partial:
+            free = [1 << node for node in elements(self._causes() & ~self.unseen)]
             sets = (sum(some) for k in range(1, len(free) + 1) for some in combinations(free, k))
-            yield from islice(sets, MOST_TRIALS)
+            yield from (self.unseen | some for some in islice(sets, MOST_TRIALS))
 
     def _causes(self) -> int:
         """The nodes that a formula might do without."""
@@ -81,11 +84,17 @@ class Search:
 
     def _least(self, hidden: int, order: Sequence[int]) -> int:
         """Hide one node after the other, as long as the query stays identifiable."""
-        for node in order:
-            bit = 1 << node
-            if bit & self._causes() & ~hidden and self._settled(self.factors(hidden | bit)):
-                hidden |= bit
-        return hidden
+        causes = self._causes() & ~hidden
+        return self._hide(hidden, [1 << node for node in order if causes >> node & 1])
+
+    def _hide(self, hidden: int, some: list[int]) -> int:
+        """The same by halves: if all can be hidden, then each after the other."""
+        if not some or self._settles(hidden | sum(some)):
+            return hidden | sum(some)
+        if len(some) == 1:
+            return hidden
+        half = len(some) // 2
+        return self._hide(self._hide(hidden, some[:half]), some[half:])
 
     def _project(self, hidden: int) -> Bits:
         if hidden not in self.projections:
@@ -93,27 +102,15 @@ class Search:
             self.projections[hidden] = self.projections[known].project(hidden & ~known)
         return self.projections[hidden]
 
-    @staticmethod
-    def _settled(factors: list[Factor]) -> bool:
-        return all(factor.view for factor in factors)
+    def _settles(self, hidden: int) -> bool:
+        return all(factor.view for factor in self.factors(hidden))
 
-    def factors(self, hidden: int) -> list[Factor]:
+    def factors(self, hidden: int) -> Iterator[Factor]:
         """What the query needs: the districts of what causes y and w, others than x."""
         bits = self._project(hidden)
         inside = bits.ancestors(self.y | self.w, bits.all & ~hidden & ~self.x)
-        return [self._factor(hidden, d) for d in self._relevant(bits, bits.districts(inside))]
-
-    def _relevant(self, bits: Bits, districts: list[int]) -> list[int]:
-        """The districts that a chain of shared variables, not given or set, ties to the outcome."""
-        scopes = [(d | bits.parents_of(d)) & ~self.w & ~self.x for d in districts]
-        reached = self.y
-        progress = True
-        while progress:
-            progress = False
-            for scope in scopes:
-                if scope & reached and scope & ~reached:
-                    reached, progress = reached | scope, True
-        return [d for d, scope in zip(districts, scopes, strict=True) if scope & reached]
+        for district in bits.districts(inside):
+            yield self._factor(hidden, district)
 
     def _factor(self, hidden: int, wanted: int) -> Factor:
         for view in self.views:
@@ -149,14 +146,14 @@ class Search:
 
     def failure(self, query: str) -> Unidentifiable:
         """Why there is no formula: what blocks the first factor that no dataset gives."""
-        wanted = next(factor.wanted for factor in self.factors(0) if not factor.view)
+        wanted = next(factor.wanted for factor in self.factors(self.unseen) if not factor.view)
         hedges: dict[Dataset, Hedge] = {}
         reasons = []
         for view in self.views:
             label = show_dataset(view.dataset)
-            if view.offers(wanted, 0):
-                stuck = self.descent(view, 0, wanted).stuck
-                hedge = find_hedge(self.g, self._bits(view, 0), stuck, wanted)
+            if view.offers(wanted, self.unseen):
+                stuck = self.descent(view, self.unseen, wanted).stuck
+                hedge = find_hedge(self.g, self._bits(view, self.unseen), stuck, wanted)
                 hedges[view.dataset] = hedge
                 reasons.append(
                     f"in {label}, hidden causes {', '.join(hedge.hidden)} blur how "
@@ -167,20 +164,17 @@ class Search:
                 reasons.append(f"{label} replaces the mechanism of {replaced}")
             else:
                 reasons.append(f"{label} does not record all that it takes")
-        partial = any(view.hidden for view in self.views)
         doubt = (
-            " Some datasets record a part of the nodes only, for which no complete criterion is "
-            "known: no formula was found, which is no proof that there is none."
+            " The datasets record different nodes, for which no complete criterion is known: no "
+            f"formula was found in {MOST_TRIALS} trials at most, which is no proof that there is "
+            "none."
         )
-        parents = _list(self.g, self.g.bits.parents_of(wanted) & ~wanted)
-        experiment = (
-            f"sets {parents} and leaves {_list(self.g, wanted)} alone"
-            if parents
-            else (f"leaves {_list(self.g, wanted)} alone")
-        )
+        parents = _list(self.g, self._project(self.unseen).parents_of(wanted) & ~wanted)
+        leaving = f"leaves {_list(self.g, wanted)} alone"
+        experiment = f"sets {parents} and {leaving}" if parents else leaving
         return Unidentifiable(
-            f"{query} cannot be identified: {'; '.join(reasons)}.{doubt if partial else ''} Do "
-            f"observe a hidden cause, or pass data that {experiment} by available=[...].",
+            f"{query} cannot be identified: {'; '.join(reasons)}.{doubt * self.partial} Do observe "
+            f"a hidden cause, or pass data that {experiment} by available=[...].",
             query=query,
             hedge=next(iter(hedges.values()), None),
             hedges=hedges,

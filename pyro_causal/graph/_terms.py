@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
@@ -22,6 +22,9 @@ __all__ = [
     "Variables",
     "datasets_of",
 ]
+
+
+SPECIAL = re.compile(r"[\\^~_#$%&{}]")  # to LaTeX
 
 
 class Dataset(NamedTuple):
@@ -42,28 +45,38 @@ class Var(NamedTuple):
     level: int | str | None = None
 
     def __str__(self) -> str:
-        symbol = self.name + "'" * self.primes
+        name = self.name if re.fullmatch(r"[\w .'-]+", self.name) else repr(self.name)
+        symbol = name + "'" * self.primes
         return symbol if self.level is None else f"{symbol}={self.level}"
 
     def latex(self) -> str:
         """The symbol in LaTeX: digits at the end of a name become its index."""
-        match = re.fullmatch(r"(.*?)_?(\d*)", self.name)
-        stem, index = match.groups() if match else (self.name, "")
-        stem = stem.replace("_", r"\_")
-        symbol = stem if len(stem) == 1 else rf"\mathrm{{{stem}}}"
-        symbol += f"_{{{index}}}" if index else ""
+        match = re.fullmatch(r"([^\W\d_]+)_?(\d*)", self.name)
+        if match is None:
+            symbol = rf"\text{{{re.sub(SPECIAL, _escape, self.name)}}}"
+        else:
+            stem, index = match.groups()
+            symbol = stem if len(stem) == 1 else rf"\mathrm{{{stem}}}"
+            symbol += f"_{{{index}}}" if index else ""
         symbol += "'" * self.primes
         return symbol if self.level is None else f"{symbol}={self.level}"
+
+
+def _escape(match: re.Match[str]) -> str:
+    sign = match.group()
+    words = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+    return words.get(sign, "\\" + sign)
 
 
 Variables: TypeAlias = frozenset[Var]
 
 
+@dataclass(frozen=True, eq=False)
 class Expression:
     """Base of the four kinds of expressions.
 
     A sum binds its variables as a quantifier does. ``str()`` and ``latex()`` tell a bound variable
-    from others of its name by primes; ``text`` does not, and by it equal expressions are known.
+    from others of its name by primes; ``text`` does not. Expressions are equal if their parts are.
     """
 
     @cached_property
@@ -78,16 +91,24 @@ class Expression:
 
     def latex(self) -> str:
         """The expression in LaTeX, without delimiters."""
-        return Writer(LATEX, {}, self.free).write(self)
+        return Writer(LATEX, {}, frozenset(map(Var.latex, self.free))).write(self)
 
     def __str__(self) -> str:
-        return Writer(PLAIN, {}, self.free).write(self)
+        return Writer(PLAIN, {}, frozenset(map(str, self.free))).write(self)
+
+    @cached_property
+    def _key(self) -> tuple[object, ...]:
+        return type(self), *(getattr(self, part.name) for part in fields(self))
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Expression) and self.text == other.text
+        return self is other or (isinstance(other, Expression) and self._key == other._key)
 
     def __hash__(self) -> int:
-        return hash(self.text)
+        return self._hash
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,11 +213,14 @@ LATEX = Script(Var.latex, r" \mid ", r"\sum_{{{}}} {}", r" \, ", r"\frac{{{}}}{{
 
 
 class Writer(NamedTuple):
-    """Writes an expression; `taken` names are not used for bound variables (None: as they are)."""
+    """Writes an expression.
+
+    Bound variables are not written like what is `taken`, or as they are if that is None.
+    """
 
     script: Script
     names: Mapping[Var, Var] = MappingProxyType({})
-    taken: Variables | None = None
+    taken: frozenset[str] | None = None
 
     def write(self, expression: Expression) -> str:
         """The whole of it."""
@@ -242,10 +266,10 @@ class Writer(NamedTuple):
         taken = self.taken
         for v in sorted(over, key=_natural):
             name = Var(v.name)
-            while name in taken:
+            while self.script.variable(name) in taken:
                 name = Var(v.name, name.primes + 1)
             names[v] = name
-            taken |= {name}
+            taken |= {self.script.variable(name)}
         return Writer(self.script, names, taken)
 
 

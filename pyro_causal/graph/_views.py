@@ -48,6 +48,8 @@ def descend(bits: Bits, wanted: int, within: int) -> Descent:
     Tian & Pearl 2003, On the identification of causal effects, function Identify: sum out what does
     not cause it, keep its district, and so on. Complete by Huang & Valtorta 2006.
     """
+    if bits.district(wanted, within) == wanted:
+        return Descent(((within, wanted),), found=True)
     steps: list[tuple[int, int]] = []
     while within != wanted:
         ancestors = bits.ancestors(wanted, within)
@@ -55,7 +57,7 @@ def descend(bits: Bits, wanted: int, within: int) -> Descent:
             return Descent(tuple(steps), found=False)
         within = bits.district(wanted, ancestors)
         steps.append((ancestors, within))
-    return Descent(tuple(steps or [(wanted, wanted)]), found=True)
+    return Descent(tuple(steps), found=True)
 
 
 class View:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set, Sized
 from typing import TypeAlias
 
 from pyro_causal.graph._bits import Bits, elements, mask_of
@@ -53,11 +53,11 @@ class ADMG:
         self,
         directed: Iterable[tuple[str, str]] = (),
         bidirected: Iterable[tuple[str, str]] = (),
-        nodes: Iterable[str] = (),
+        nodes: Names = (),
     ) -> None:
         arrows = [_pair(edge, "directed", "->") for edge in directed]
         arcs = [_pair(edge, "bidirected", "<->") for edge in bidirected]
-        named = [_name(node) for node in nodes]
+        named = [_name(node) for node in ([nodes] if isinstance(nodes, str) else nodes)]
         index: dict[str, int] = {}
         for node in [*named, *(end for edge in (*arrows, *arcs) for end in edge)]:
             index.setdefault(node, len(index))
@@ -152,10 +152,15 @@ class ADMG:
         """The names as a bit mask.
 
         **Raises** ``ValueError``: a name that is not in the graph, or twice in the set.
+        ``TypeError``: no names at all.
         """
         mask = 0
+        if not isinstance(names, Iterable):
+            raise TypeError(
+                f"In {role}: expected a name, or several, got {names!r}. Do write ('a', 'b')."
+            )
         for name in [names] if isinstance(names, str) else names:
-            if name not in self._index:
+            if not isinstance(name, str) or name not in self._index:
                 close = difflib.get_close_matches(str(name), self.nodes, 1)
                 remedy = f"Did you mean '{close[0]}'?" if close else "Do add it to the graph."
                 raise ValueError(
@@ -309,9 +314,10 @@ def _name(node: object) -> str:
     return node
 
 
-def _pair(edge: Sequence[str], kind: str, arrow: str) -> tuple[str, str]:
-    """The two ends of an edge, checked."""
-    if isinstance(edge, str) or len(edge) != 2:
+def _pair(edge: object, kind: str, arrow: str) -> tuple[str, str]:
+    """The two ends of an edge, checked; of a bidirected one, as a set, too."""
+    pair = isinstance(edge, tuple | list) or (kind == "bidirected" and isinstance(edge, Set))
+    if not (pair and isinstance(edge, Sized) and isinstance(edge, Iterable) and len(edge) == 2):
         raise TypeError(
             f"At the {kind} edge {edge!r}: expected a pair of names. Do write ('a', 'b')."
         )

@@ -258,7 +258,7 @@ class Bounds:
         if symbol in "01":
             return symbol
         x, y = map(script.variable, self.levels.variables(symbol))
-        y = y.replace("=", script.unequal) if "n" in symbol else y
+        y = script.unequal.join(y.rsplit("=", 1)) if "n" in symbol else y
         return f"P_{{{x}}}({y})" if "_" in symbol else f"P({x}, {y})"
 
     def evaluate(

@@ -172,11 +172,15 @@ class _Reader:
 
     def graph(self) -> None:
         """A frame with statements in it, or statements alone."""
-        kind = self.next.text.lower() if self.tokens[1:] and self.tokens[1].text == "{" else ""
-        if kind in _OTHER_FRAMES:
+        brace = next((i for i, token in enumerate(self.tokens) if token.text == "{"), 0)
+        words = [token.text.lower() for token in self.tokens[:brace]]
+        if words and words[0] == "strict":
+            words = words[1:]
+        frames = _FRAMES + _OTHER_FRAMES
+        framed = len(words) in (1, 2) and words[0] in frames  # a word, and maybe a title
+        if framed and words[0] in _OTHER_FRAMES:
             raise self.wrong(self.next, "a graph of type dag", "orient it and write dag { ... }")
-        framed = kind in _FRAMES
-        self.place = 2 if framed else 0
+        self.place = brace + 1 if framed else 0
         self.statements()
         if framed:
             self.close()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from itertools import combinations
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from pyro_causal.graph._hedge import Unidentifiable
@@ -14,8 +13,8 @@ from pyro_causal.graph._worlds import (
     Instance,
     Worlds,
     components,
-    consistent,
     prune,
+    settings,
 )
 from pyro_causal.graph.admg import ADMG
 from pyro_causal.graph.estimand import Estimand
@@ -59,7 +58,7 @@ def identify_counterfactual(
       ``"observational"`` if :math:`P(v)` is all.
 
     **Raises** ``Unidentifiable``: no formula exists. ``ValueError``: unknown nodes, no event,
-    events without a value, a condition that contradicts itself.
+    events without a value, a condition that contradicts itself. ``TypeError``: no events.
 
     **References**
 
@@ -88,7 +87,7 @@ def identify_counterfactual(
         ) from None
     found = _Counterfactual(g, query, regime).run(asked, known)
     datasets = tuple(dict.fromkeys(datasets_of(found))) or (Dataset(),)
-    return Estimand(query, (), (), (), found, g, datasets)
+    return Estimand(query, (), (), (), frozenset(), found, g, datasets)
 
 
 def _check(
@@ -97,13 +96,18 @@ def _check(
     sides: list[list[Event]] = []
     for role, events in (("event", event), ("given", given)):
         side = [events] if isinstance(events, Event) else list(events)
+        seen: set[Event] = set()
         for one in side:
+            if not isinstance(one, Event):
+                raise TypeError(
+                    f"`{role}`: expected Events, got {one!r}. Do write Event('{one}', 1)."
+                )
             if one.value is None:
                 raise ValueError(
                     f"At node '{one.variable}', in `{role}`: expected a value, got {one} without. "
                     f"Do write Event('{one.variable}', 1, ...)."
                 )
-            _check_nested(one)
+            _check_nested(one, seen)
         sides.append(side)
     if not sides[0]:
         raise ValueError("`event`: expected at least one Event, got none. Do name one.")
@@ -114,15 +118,16 @@ def _check(
     return sides[0], sides[1]
 
 
-def _check_nested(event: Event) -> None:
+def _check_nested(event: Event, seen: set[Event]) -> None:
+    seen.add(event)
     for name, setting in event.do.items():
-        if isinstance(setting, Event):
+        if isinstance(setting, Event) and setting not in seen:
             if setting.variable != name or setting.value is not None:
                 raise ValueError(
                     f"At node '{name}', in the world of {event}: expected a value, or an Event of "
                     f"'{name}' without one, got {setting}. Do write Event('{name}', do=...)."
                 )
-            _check_nested(setting)
+            _check_nested(setting, seen)
 
 
 class _Counterfactual:
@@ -167,17 +172,20 @@ class _Counterfactual:
     def _groups(self, instances: list[Instance]) -> list[list[Instance]]:
         """The districts, joined as far as one intervention brings them about together."""
         within = sum({1 << i.node for i in instances})
-        districts = self.g.bits.districts(within)
-        groups = [[i for i in instances if district >> i.node & 1] for district in districts]
-        for group in groups:
-            if not consistent(group):
+        joined: list[tuple[list[Instance], dict[int, Var]]] = []
+        for district in self.g.bits.districts(within):
+            group = [i for i in instances if district >> i.node & 1]
+            values = settings(group)
+            if values is None:
                 raise self._conflict(group)
-        while True:
-            pairs = combinations(groups, 2)
-            pair = next(((a, b) for a, b in pairs if consistent([*a, *b])), None)
-            if pair is None:
-                return groups
-            groups = [group for group in groups if group not in pair] + [[*pair[0], *pair[1]]]
+            for members, others in joined:
+                if all(others.get(node, value) == value for node, value in values.items()):
+                    members += group
+                    others |= values
+                    break
+            else:
+                joined.append((group, values))
+        return [members for members, _ in joined]
 
     def _factor(self, group: list[Instance], inside: set[Var]) -> Expression:
         """What one intervention on the parents of a group brings about."""
@@ -231,7 +239,7 @@ def path_specific(
     g: ADMG,
     treatment: str,
     outcome: str,
-    edges: Collection[tuple[str, str]],
+    edges: Iterable[tuple[str, str]],
     *,
     active: int | str = 1,
     baseline: int | str = 0,
@@ -256,21 +264,23 @@ def path_specific(
     chosen = _check_edges(g, treatment, outcome, edges)
     moved = g.descendants(treatment)
 
-    def under(name: str) -> Event:
+    seen: dict[str, Event] = {}
+    for name in g.topological_order():  # what it is under the active paths
+        if name not in moved or name == treatment:
+            continue
         do: dict[str, int | str | Event] = {}
         for parent in g.names(g.bits.parents_of(g.mask(name))):
             on = (parent, name) in chosen
             if parent == treatment:
                 do[parent] = active if on else baseline
             elif parent in moved:
-                do[parent] = under(parent) if on else Event(parent, do={treatment: baseline})
-        return Event(name, do=do)
-
-    return Event(outcome, value, under(outcome).do)
+                do[parent] = seen[parent] if on else Event(parent, do={treatment: baseline})
+        seen[name] = Event(name, do=do)
+    return Event(outcome, value, seen[outcome].do if outcome in seen else {})
 
 
 def recanting_witnesses(
-    g: ADMG, treatment: str, outcome: str, edges: Collection[tuple[str, str]]
+    g: ADMG, treatment: str, outcome: str, edges: Iterable[tuple[str, str]]
 ) -> frozenset[str]:
     """The nodes that would have to see the treatment both active and at its baseline.
 
@@ -298,13 +308,13 @@ def recanting_witnesses(
 
 
 def _check_edges(
-    g: ADMG, treatment: str, outcome: str, edges: Collection[tuple[str, str]]
+    g: ADMG, treatment: str, outcome: str, edges: Iterable[tuple[str, str]]
 ) -> set[tuple[str, str]]:
     g.masks(treatment=treatment, outcome=outcome)
-    for edge in edges:
-        if edge not in g.directed:
-            raise ValueError(
-                f"`edges`: expected directed edges of the graph, got {edge!r}. Do name pairs "
-                "(cause, effect)."
-            )
-    return set(edges)
+    chosen = set(edges)
+    if unknown := chosen.difference(g.directed):
+        raise ValueError(
+            f"`edges`: expected directed edges of the graph, got {min(unknown)!r}. Do name pairs "
+            "(cause, effect)."
+        )
+    return chosen

@@ -29,7 +29,8 @@ class Estimand:
 
     **Attributes**
 
-    - ``query``: the quantity; ``outcome``, ``do``, ``given``: its variables.
+    - ``query``: the quantity; ``outcome``, ``do``, ``given``: its variables; ``relevant``: those of
+      ``do`` and ``given`` that it depends on.
     - ``expression``: the formula, see :mod:`pyro_causal.graph.expression`.
     - ``graph``: the graph that it holds in; ``available``: the datasets that it may use.
 
@@ -45,6 +46,7 @@ class Estimand:
     outcome: tuple[str, ...]
     do: tuple[str, ...]
     given: tuple[str, ...]
+    relevant: frozenset[str]
     expression: Expression
     graph: ADMG
     available: tuple[Dataset, ...]
@@ -75,7 +77,7 @@ class Estimand:
           for experiments, a mapping or a function from each member of ``available`` to a table.
           Its axes are the intervened names in sorted order, then the observed nodes in the order of
           ``g.nodes``, and it sums to one over the latter.
-        - ``do``, ``given``: a level for each name that the formula depends on.
+        - ``do``, ``given``: a level for each name that is ``relevant``.
 
         **Raises** ``ValueError``: unknown, missing or impossible levels; missing tables, and tables
         of a wrong shape or that are no distributions. ``PositivityError`` (a ``ValueError``): the
@@ -92,13 +94,15 @@ class Estimand:
         import torch
 
         read: dict[Dataset, tuple[Tensor, list[str]]] = {}
+        sizes: dict[str, int] = {}
         lookup = _lookup(self, tables)
 
         def table(dataset: Dataset) -> tuple[Tensor, list[str]]:
             if dataset not in read:
                 names = _axes(self.graph, dataset)
                 values = torch.as_tensor(lookup(dataset))
-                _check_table(values, names, len(dataset.intervened), show_dataset(dataset))
+                _check_table(values, names, dataset)
+                _check_sizes(values, names, dataset, sizes)
                 read[dataset] = values, names
             return read[dataset]
 
@@ -132,10 +136,10 @@ def as_datasets(g: ADMG, available: Iterable[Member]) -> tuple[Dataset, ...]:
 
     **Raises** ``ValueError``: as :func:`as_dataset`; no dataset.
     """
-    if isinstance(available, str):
+    if isinstance(available, str) or not isinstance(available, Iterable):
         raise ValueError(
-            f"`available`: expected a collection of datasets, got the name '{available}'. "
-            f"Do write [{{'{available}'}}] for an experiment on it."
+            f"`available`: expected a collection of datasets, got {available!r}. Do write "
+            "[frozenset(), {'x'}] for observational data and an experiment on x."
         )
     datasets = tuple(dict.fromkeys(as_dataset(g, member) for member in available))
     if not datasets:
@@ -184,6 +188,11 @@ def _lookup(estimand: Estimand, tables: Any) -> Callable[[Dataset], Any]:
     if callable(tables):
         return lambda dataset: tables(_key(dataset))
 
+    if tables is None or isinstance(tables, str):
+        raise TypeError(
+            f"`tables`: expected a tensor, a mapping or a function, got {tables!r}. Do pass P(v)."
+        )
+
     def only(dataset: Dataset) -> Any:
         if dataset != Dataset() and estimand.available != (dataset,):
             raise ValueError(
@@ -195,11 +204,13 @@ def _lookup(estimand: Estimand, tables: Any) -> Callable[[Dataset], Any]:
     return only
 
 
-def _check_table(table: Tensor, names: list[str], intervened: int, label: str) -> None:
-    if table.dim() != len(names):
+def _check_table(table: Tensor, names: list[str], dataset: Dataset) -> None:
+    intervened, label = len(dataset.intervened), show_dataset(dataset)
+    if table.dim() != len(names) or not table.numel() or table.is_complex():
         raise ValueError(
-            f"The table of {label}: expected {len(names)} axes, for {', '.join(names)}, got shape "
-            f"{tuple(table.shape)}. Do order them so, intervened variables first."
+            f"The table of {label}: expected {len(names)} axes, for {', '.join(names)}, got "
+            f"{table.dtype} of shape {tuple(table.shape)}. Do order them so, intervened variables "
+            "first."
         )
     sums = table.double().flatten(intervened).sum(-1) if len(names) > intervened else table
     if not bool((table >= 0).all()) or not bool(((sums - 1).abs() < 1e-4).all()):
@@ -210,9 +221,24 @@ def _check_table(table: Tensor, names: list[str], intervened: int, label: str) -
         )
 
 
+def _check_sizes(table: Tensor, names: list[str], dataset: Dataset, sizes: dict[str, int]) -> None:
+    for name, size in zip(names, table.shape, strict=True):
+        if sizes.setdefault(name, size) != size:
+            raise ValueError(
+                f"At node '{name}', in the table of {show_dataset(dataset)}: expected "
+                f"{sizes[name]} levels, as in the tables before, got {size}. Do use the same "
+                "levels everywhere."
+            )
+
+
 def _levels(estimand: Estimand, do: Mapping[str, int], given: Mapping[str, int]) -> dict[Var, int]:
     """The variables that the caller has fixed, checked."""
     fixed: dict[Var, int] = {}
+    for role, levels in (("do", do), ("given", given)):
+        if not isinstance(levels, Mapping):
+            raise TypeError(
+                f"`{role}`: expected levels by name, got {levels!r}. Do write {{'x': 1}}."
+            )
     for role, names, levels in (("do", estimand.do, do), ("given", estimand.given, given)):
         for name in levels:
             if name not in names:
@@ -220,12 +246,22 @@ def _levels(estimand: Estimand, do: Mapping[str, int], given: Mapping[str, int])
                     f"At node '{name}', in `{role}`: expected levels of "
                     f"{', '.join(names) or 'nothing'}, as in {estimand.query}. Do drop it."
                 )
-        for name in names:
+        for name in estimand.relevant.intersection(names):
             if name in levels:
-                fixed[Var(name)] = operator.index(levels[name])
+                fixed[Var(name)] = _level(name, role, levels[name])
             elif Var(name) in estimand.expression.free:
                 raise ValueError(
                     f"At node '{name}', in `{role}`: expected a level, since {estimand.query} "
                     f"depends on it, got none. Do pass {role}={{'{name}': 0}}."
                 )
     return fixed
+
+
+def _level(name: str, role: str, level: object) -> int:
+    try:
+        return operator.index(level)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(
+            f"At node '{name}', in `{role}`: expected an integer level, got {level!r}. Do number "
+            "the levels from zero."
+        ) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import NamedTuple
 
 from pyro_causal.graph._hedge import Hedge, Unidentifiable
@@ -29,13 +29,13 @@ def identify(
     **Arguments**
 
     - ``outcome``, ``do``, ``given``: disjoint sets of nodes; the order of ``outcome`` is that of
-      the axes of ``evaluate``.
+      the axes of ``evaluate`` (of a set, that of ``g.nodes``).
     - ``available``: the datasets. A set of names is an experiment on them that records all other
-      nodes, and the empty set is observational data; a pair ``(intervened, observed)`` is an
-      experiment that records some nodes only.
+      nodes, and the empty set is observational data; a pair ``(intervened, observed)`` of sets is
+      an experiment that records some nodes only. (Two bare names are an experiment on both.)
 
-    **Raises** ``Unidentifiable``: no formula exists; its ``hedge`` is the proof. Where some dataset
-    records some nodes only, no complete criterion is known, and the message says so.
+    **Raises** ``Unidentifiable``: no formula exists; its ``hedge`` is the proof. Where datasets
+    record different nodes, no complete criterion is known, and the message says so.
     ``ValueError``: unknown nodes, sets that overlap, no outcome, no dataset.
 
     **References**
@@ -60,7 +60,8 @@ def identify(
     if found is None:
         raise search.failure(str(query))
     datasets = tuple(view.dataset for view in search.views)
-    return Estimand(str(query), query.outcome, query.do, query.given, found, g, datasets)
+    relevant = frozenset(g.names(search.x | search.w))
+    return Estimand(str(query), *query, relevant, found, g, datasets)
 
 
 def is_identifiable(
@@ -101,7 +102,9 @@ def _prepare(
     g: ADMG, outcome: Names, do: Names, given: Names, available: Iterable[Member]
 ) -> tuple[Search, _Query]:
     """Check a question, and prepare the search for its answer."""
-    outcome = (outcome,) if isinstance(outcome, str) else tuple(outcome)
+    if isinstance(outcome, str | Set):
+        outcome = g.names(g.mask(outcome, "`outcome`"))
+    outcome = tuple(outcome) if isinstance(outcome, Iterable) else outcome
     y, x, w = g.masks(outcome=outcome, do=do, given=given)
     if not y:
         raise ValueError("`outcome`: expected at least one node, got none. Do name one.")
@@ -126,6 +129,7 @@ def c_factor(g: ADMG, district: Names, available: Iterable[Member] = (frozenset(
     >>> c_factor(verma, ["b", "d"])
     P_{a, c}(b, d) = P(b | a) P(d | a, b, c)
     """
+    district = district if isinstance(district, str | Set) else tuple(district)
     mask = g.mask(district, "`district`")
     outside = g.names(g.bits.parents_of(mask) & ~mask)
     return identify(g, district, do=outside, available=available)
