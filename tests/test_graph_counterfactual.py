@@ -382,6 +382,11 @@ def test_errors(question: Callable[[ADMG], object], message: str) -> None:
         question(graph(BOW))
 
 
+def test_what_one_intervention_brings_about_is_one_probability():
+    g = ADMG([("x", "y")])
+    assert str(identify_counterfactual(g, [Event("x", 1), Event("y", 1)])) == "P(x=1, y=1)"
+
+
 # --- what once went wrong -------------------------------------------------------------------------
 
 

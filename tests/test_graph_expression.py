@@ -36,6 +36,8 @@ def p(of, given="", do="", dataset=None):
     return Probability(v(*of), v(*given), v(*do), dataset)
 
 
+LATER = Sum(v("e"), product([p("de", "ac"), p("b", "e")]))  # without b: P(d | a, c)
+
 # --- simplification -------------------------------------------------------------------------------
 
 
@@ -59,6 +61,9 @@ def p(of, given="", do="", dataset=None):
         (total(v("b"), total(v("a"), product([p("a"), p("bc", "ad")]))), "Σ_{a} P(a) P(c | a, d)"),
         (total(v("b"), product([p("b"), total(v("a"), product([p("a"), p("c", "abd")]))])),
          "Σ_{b} P(b) Σ_{a} P(a) P(c | a, b, d)"),
+        (total(v("a", "b"), product([p("a", "c"), LATER])), "P(d | c)"),
+        (fraction(Sum(v("a"), product([p("a"), p("b", "d")])), p("a")),
+         "[Σ_{a'} P(a') P(b | d)] / P(a)"),
         (fraction(p("ab", "c"), p("a", "c")), "P(b | a, c)"),
         (fraction(p("a"), p("a")), "1"),
         (fraction(p("a"), ONE), "P(a)"),

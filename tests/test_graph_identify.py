@@ -591,6 +591,29 @@ def test_a_dataset_may_be_asked_for_as_it_was_named():
     assert asked == available
 
 
+def test_undefined_conditionals_do_not_cancel_by_symmetry():
+    """What is filled in for P(w | m, x=0) at m = 0, 1 would cancel, were it the same number."""
+    g = parse("m -> x, m -> w, x -> w, m -> y")
+    p_x = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.5, 0.5]], dtype=torch.float64)  # given m
+    p_y = torch.tensor([[0.8, 0.2], [0.2, 0.8], [0.5, 0.5]], dtype=torch.float64)
+    p_w = torch.tensor([[[0.7, 0.3], [0.4, 0.6]], [[0.2, 0.8], [0.6, 0.4]], [[0.5, 0.5]] * 2])
+    joint = torch.einsum("mx,mxw,my->mxwy", p_x, p_w.double(), p_y) / 3
+    assert g.nodes == ("m", "x", "w", "y")
+    with pytest.raises(PositivityError, match=r"P\(w \| m, x\) is undefined at m=0, x=0"):
+        identify(g, "y", "x", "w").evaluate(joint, do={"x": 0}, given={"w": 0})
+
+
+def test_factors_of_different_districts_join():
+    g = parse("x -> y1, x -> y2")
+    assert str(identify(g, ["y1", "y2"], "x")) == "P(y1, y2 | x)"
+
+
+def test_an_experiment_that_replaces_what_is_asked_for_says_so():
+    with pytest.raises(Unidentifiable, match=r"P_\{y\}\(v\) replaces the mechanism of y") as caught:
+        identify(BOW, "y", "x", available=[{"y"}])
+    assert caught.value.hedge is None and not caught.value.hedges
+
+
 def test_one_undefined_level_of_the_outcome_is_enough():
     """Of x=0 nobody has z=1, and do(x=1) leads there; z=0 is fine."""
     joint = torch.tensor([[[0.2, 0.3], [0.0, 0.0]], [[0.1, 0.1], [0.1, 0.2]]])

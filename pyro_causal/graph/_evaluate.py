@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["PositivityError", "evaluate"]
+
+GOLDEN = (5**0.5 - 1) / 2  # multiples of it are far from equal, modulo one
 
 Axes: TypeAlias = "tuple[Var, ...]"
 Value: TypeAlias = "tuple[Tensor, Axes]"
@@ -56,9 +59,9 @@ def evaluate(
     zeros, run = value(lambda text: 0.0)
     if not run.undefined:
         return zeros[0]
-    # The value is defined where what is put in the place of undefined conditionals does not matter.
-    ones, _ = value(lambda text: 1.0)
-    sound = torch.isclose(zeros, ones, rtol=1e-9, atol=1e-12).reshape(len(zeros), -1).all(1)
+    # The value is defined where what is put in the place of undefined quotients does not matter.
+    filled, _ = value(lambda text: 1.0)
+    sound = torch.isclose(zeros, filled, rtol=1e-9, atol=1e-12).reshape(len(zeros), -1).all(1)
     if bool(sound.any()):
         return zeros[int(sound.int().argmax())]
     for name, where in run.undefined.items():
@@ -82,7 +85,7 @@ def _complaint(name: str, where: str) -> str:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One pass through an expression; `fill` stands in for undefined conditionals, by name."""
+    """One pass through an expression; `fill` tells with how much undefined quotients are filled."""
 
     einsum: Callable[..., Tensor]
     one: Tensor
@@ -98,10 +101,11 @@ class Evaluation:
         if isinstance(expression, Fraction):
             above, below = self.of(expression.numerator), self.of(expression.denominator)
             axes = tuple(dict.fromkeys((*above[1], *below[1])))
-            conditions = sorted(expression.denominator.free)
             up, down = _align(above, axes), _align(below, axes)
-            down = down.expand_as(up + down)
-            return self._divide(up, down, str(expression), axes, conditions), axes
+            name = str(expression)
+            ratio, nothing = self._divide(up, down.expand_as(up + down), name, name)
+            self._note(name, nothing, axes, sorted(expression.denominator.free))
+            return ratio, axes
         if isinstance(expression, Product):
             return self._contract(expression.factors, frozenset())
         if isinstance(expression, Sum):
@@ -138,20 +142,16 @@ class Evaluation:
     def _probability(self, p: Probability) -> Value:
         """A conditional, from the joint of all that it speaks of."""
         values, names = self.tables(p.dataset)
-        table = values.double()
-        variables = (*p.of, *p.given, *p.do)
+        variables = [v for part in (p.of, p.given, p.do) for v in sorted(part, key=_name)]
         wanted = [names.index(v.name) for v in variables]
-        joint = self.einsum(table, list(range(table.dim())), wanted)
-        if p.given:
-            marginal = joint.sum(tuple(range(len(p.of))), keepdim=True)
-            joint, marginal = self._at(joint, variables), self._at(marginal, variables, len(p.of))
-        else:
-            joint = self._at(joint, variables)
+        found = self.einsum(values.double(), list(range(values.dim())), wanted)
         axes = tuple(v for v in variables if self._level(v) is None)
         if p.given:
-            below = marginal.expand_as(joint)
-            joint = self._divide(joint, below, p.text, axes, [*p.given, *p.do])
-        return joint, axes
+            marginal = found.sum(tuple(range(len(p.of))), keepdim=True).expand_as(found)
+            key = str((p.dataset, [sorted(map(_name, part)) for part in (p.of, p.given)]))
+            found, nothing = self._divide(found, marginal, p.text, key)
+            self._note(p.text, self._at(nothing, variables), axes, [*p.given, *p.do])
+        return self._at(found, variables), axes
 
     def _level(self, v: Var) -> int | None:
         if isinstance(v.level, str):
@@ -161,33 +161,46 @@ class Evaluation:
             )
         return self.fixed.get(v) if v.level is None else v.level
 
-    def _at(self, table: Tensor, variables: Axes, marginal: int = 0) -> Tensor:
-        """The table at the levels that are fixed; the first axes may have been summed."""
+    def _at(self, table: Tensor, variables: Sequence[Var]) -> Tensor:
+        """The table at the levels that are fixed."""
         for i in reversed(range(len(variables))):
             level = self._level(variables[i])
             if level is None:
                 continue
-            if i >= marginal and not 0 <= level < table.shape[i]:
+            if not 0 <= level < table.shape[i]:
                 raise ValueError(
                     f"At node '{variables[i].name}': expected a level from 0 to "
                     f"{table.shape[i] - 1}, got {level}. Do number the levels from zero."
                 )
-            table = table.select(i, 0 if i < marginal else level)
+            table = table.select(i, level)
         return table
 
-    def _divide(
-        self, above: Tensor, below: Tensor, name: str, axes: Axes, conditions: Sequence[Var]
-    ) -> Tensor:
-        """A quotient, with undefined values filled, and the conditions of the first one noted."""
+    def _divide(self, above: Tensor, below: Tensor, name: str, key: str) -> tuple[Tensor, Tensor]:
+        """A quotient, and where it is undefined and filled.
+
+        The values filled in are all different, lest they cancel, and the same for the same cell of
+        the same conditional (`key`).
+        """
         nothing = below == 0
-        if not bool(nothing.any()):
-            return above / below
-        first = dict(zip(axes, nothing.nonzero()[0].tolist(), strict=True))
-        levels = {v: first.get(v, self._level(v)) for v in conditions}
-        where = ", ".join(sorted(f"{v.name}={level}" for v, level in levels.items()))
-        self.undefined.setdefault(name, where)
         ratio = above / below.masked_fill(nothing, 1.0)
-        return ratio.masked_fill(nothing, self.fill(name))
+        share = self.fill(name) if bool(nothing.any()) else 0.0
+        if share:
+            cells = nothing.double().add(1.0).sign().flatten().cumsum(0).reshape(nothing.shape)
+            some = (cells * GOLDEN + zlib.crc32(key.encode()) / 2**32) % 1.0
+            ratio = ratio + share * nothing * some
+        return ratio, nothing
+
+    def _note(self, name: str, nothing: Tensor, axes: Axes, conditions: Sequence[Var]) -> None:
+        """Note an undefined quotient, and the first conditions at which it is."""
+        if bool(nothing.any()):
+            first = dict(zip(axes, nothing.nonzero()[0].tolist(), strict=True))
+            levels = {v: first.get(v, self._level(v)) for v in conditions}
+            where = ", ".join(sorted(f"{v.name}={level}" for v, level in levels.items()))
+            self.undefined.setdefault(name, where)
+
+
+def _name(v: Var) -> str:
+    return v.name
 
 
 def _align(value: Value, axes: Axes) -> Tensor:

@@ -51,12 +51,15 @@ class Hedge:
 
 
 class Unidentifiable(ValueError):  # noqa: N818 (the domain's word for it)
-    """The data cannot answer: two models of the graph agree on it and differ in the query.
+    """The data cannot answer: models of the graph agree on it and differ in the query.
+
+    (Where datasets record different nodes it may mean that no formula was found; the message says.)
 
     **Attributes**
 
-    - ``query``: what was asked; ``hedge``: the proof, if it is one of that kind.
-    - ``hedges``: the same for each dataset, as far as it has one.
+    - ``query``: what was asked.
+    - ``hedges``: for each dataset, why it does not give what is needed, if a hedge is the reason
+      (it may also replace mechanisms, or not record enough); ``hedge``: the first of them or None.
     """
 
     def __init__(
@@ -80,7 +83,7 @@ def find_hedge(g: ADMG, bits: Bits, outer: int, inner: int) -> Hedge:
     while todo:  # each node takes the child on a shortest way to the roots
         new = 0
         for node in elements(todo):
-            for parent in elements(bits.parents[node] & outer & ~reached & ~new):
+            for parent in elements(bits.parents[node] & outer & ~reached):
                 children[parent] = node
                 new |= 1 << parent
         reached |= new

@@ -84,8 +84,8 @@ class Event:
         settings = [
             setting._show(depth - 1) if isinstance(setting, Event) else f"{name}={setting}"
             for name, setting in self.do.items()
-        ]
-        settings = settings if depth else ["..."] * bool(settings)
+            if depth
+        ] or ["..."] * bool(self.do)
         world = f"_{{{', '.join(settings)}}}" if settings else ""
         return f"{self.variable}{world}" + ("" if self.value is None else f"={self.value}")
 

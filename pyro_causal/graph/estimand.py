@@ -23,7 +23,7 @@ Key: TypeAlias = "frozenset[str] | tuple[frozenset[str], frozenset[str]]"
 
 @dataclass(frozen=True)
 class Estimand:
-    r"""A formula that equals a causal quantity in every model of a graph.
+    r"""A formula that equals a causal quantity in every positive model of a graph.
 
     ``str(e)`` and ``e.latex()`` write the formula, ``repr(e)`` with the quantity it stands for.
 

@@ -34,7 +34,8 @@ def identify(
       nodes, and the empty set is observational data; a pair ``(intervened, observed)`` of sets is
       an experiment that records some nodes only. (Two bare names are an experiment on both.)
 
-    **Raises** ``Unidentifiable``: no formula exists; its ``hedge`` is the proof. Where datasets
+    **Raises** ``Unidentifiable``: no formula exists. For observational data its ``hedge`` is the
+    proof, else its ``hedges`` and its message together tell why no dataset will do. Where datasets
     record different nodes, no complete criterion is known, and the message says so.
     ``ValueError``: unknown nodes, sets that overlap, no outcome, no dataset.
 
@@ -43,6 +44,7 @@ def identify(
     - Shpitser & Pearl 2006, Identification of conditional interventional distributions, theorem 6.
     - Lee, Correa & Bareinboim 2019, General identifiability with arbitrary surrogate experiments,
       theorem 3.
+    - Kivva, Mokhtarian, Etesami & Kiyavash 2022, Revisiting the general identifiability problem.
     - Kivva, Etesami & Kiyavash 2023, On identifiability of conditional causal effects.
     - Lee & Bareinboim 2020, Causal effect identifiability under partial-observability.
 
