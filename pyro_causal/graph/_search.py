@@ -13,7 +13,7 @@ from pyro_causal.graph._hedge import Hedge, Unidentifiable, find_hedge
 from pyro_causal.graph._views import Descent, View, descend
 from pyro_causal.graph.admg import ADMG
 from pyro_causal.graph.estimand import show_dataset
-from pyro_causal.graph.expression import Dataset, Expression, Var, fraction, product, total
+from pyro_causal.graph.expression import Expression, Var, fraction, product, total
 
 __all__ = ["Search", "exchange"]
 
@@ -147,23 +147,9 @@ class Search:
     def failure(self, query: str) -> Unidentifiable:
         """Why there is no formula: what blocks the first factor that no dataset gives."""
         wanted = next(factor.wanted for factor in self.factors(self.unseen) if not factor.view)
-        hedges: dict[Dataset, Hedge] = {}
-        reasons = []
-        for view in self.views:
-            label = show_dataset(view.dataset)
-            if view.offers(wanted, self.unseen):
-                stuck = self.descent(view, self.unseen, wanted).stuck
-                hedge = find_hedge(self.g, self._bits(view, self.unseen), stuck, wanted)
-                hedges[view.dataset] = hedge
-                reasons.append(
-                    f"in {label}, hidden causes {', '.join(hedge.hidden)} blur how "
-                    f"{_list(self.g, stuck & ~wanted)} act on {_list(self.g, wanted)} (a hedge)"
-                )
-            elif wanted & view.intervened:
-                replaced = _list(self.g, wanted & view.intervened)
-                reasons.append(f"{label} replaces the mechanism of {replaced}")
-            else:
-                reasons.append(f"{label} does not record all that it takes")
+        found = {view.dataset: self._hedge(view, wanted) for view in self.views}
+        hedges = {dataset: hedge for dataset, hedge in found.items() if hedge}
+        reasons = [self._reason(view, wanted, found[view.dataset]) for view in self.views]
         doubt = (
             " The datasets record different nodes, for which no complete criterion is known: no "
             f"formula was found in {MOST_TRIALS} trials at most, which is no proof that there is "
@@ -179,6 +165,24 @@ class Search:
             hedge=next(iter(hedges.values()), None),
             hedges=hedges,
         )
+
+    def _hedge(self, view: View, wanted: int) -> Hedge | None:
+        """The hedge around a factor in a dataset that shows its mechanisms."""
+        if not view.offers(wanted, self.unseen):
+            return None
+        stuck = self.descent(view, self.unseen, wanted).stuck
+        return find_hedge(self.g, self._bits(view, self.unseen), stuck, wanted)
+
+    def _reason(self, view: View, wanted: int, hedge: Hedge | None) -> str:
+        """Why a dataset does not give a factor."""
+        label, names = show_dataset(view.dataset), _list(self.g, wanted)
+        if hedge:
+            causes = ", ".join(name for name in hedge.forest.nodes if name not in hedge.roots)
+            effect = f"the effect of {causes} on {names} (a hedge)"
+            return f"in {label}, hidden causes {', '.join(hedge.hidden)} blur {effect}"
+        if wanted & view.intervened:
+            return f"{label} replaces the mechanism of {_list(self.g, wanted & view.intervened)}"
+        return f"{label} does not record all that it takes"
 
     def _vars(self, mask: int) -> list[Var]:
         return [Var(name) for name in self.g.names(mask)]
