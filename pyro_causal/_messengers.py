@@ -179,6 +179,7 @@ class DoMessenger(CausalMessenger):
         action = self.targets.get(name)
         if action is None:
             return
+        msg["_target"] = True  # so that a trace tells
         if isinstance(action, TorchDistributionMixin):
             shape = fn.shape() if msg["value"] is None else msg["value"].shape
             msg["fn"] = stochastic(action, name, fn, shape)

@@ -2,15 +2,17 @@
 
 Names stick to storages. So views share them, an in-place operation hands them on to whoever sees
 the storage, and nothing that a module computes is lost, in whatever language it is written. Pyro's
-``ProvenanceTensor`` wraps values instead, and forgets writes into plain tensors.
+``ProvenanceTensor`` wraps values instead, and forgets writes into plain tensors. Where the values
+decide on the shape (``x[x > 0]``), their names flow into that, too.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -21,8 +23,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 __all__ = ["Names", "Provenance"]
 
 Names = frozenset[str]
+NOTHING = Names()
 
-# Operations that take from their tensors only shape, dtype and device.
+# Operations that take from their tensors only dtype and device, or the shape as well.
 SHAPE_ONLY = {
     *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
     *("randint_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"),
@@ -33,6 +36,20 @@ OPAQUE = {
     *(Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__complex__, Tensor.__index__),
     *(torch.tensor, torch.as_tensor, torch.asarray),
 }
+# Functions that tell Python how large a tensor is.
+SIZES = {
+    Tensor.shape.__get__,  # type: ignore[attr-defined]
+    *(Tensor.size, Tensor.__len__, Tensor.numel, Tensor.nelement),
+    *(torch.numel, Tensor.unbind, torch.unbind),
+}
+
+
+class _Entry(NamedTuple):
+    """The names that flowed into the values of a storage, and those that decided on its size."""
+
+    values: Names
+    sizes: Names
+    owner: weakref.ref[Any]
 
 
 class Provenance:
@@ -55,8 +72,8 @@ class Provenance:
     """
 
     def __init__(self) -> None:
-        # By address of the storage. The owner is kept, so that no address is used twice.
-        self._entries: dict[int, tuple[Names, object]] = {}
+        # By address of the storage, as long as that lives: then the address may be used again.
+        self._entries: dict[int, _Entry] = {}
         self._readers: list[set[str]] = [set()]
 
     def __enter__(self) -> Self:
@@ -70,25 +87,34 @@ class Provenance:
 
     def of(self, *values: Any) -> Names:
         """The names that flowed into tensors, or into containers of them."""
-        if not self._entries:
-            return frozenset()
-        tensors = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
-        found = (self._entries.get(_storage(tensor)[0]) for tensor in tensors)
-        return frozenset[str]().union(*(entry[0] for entry in found if entry))
+        return frozenset[str]().union(*(entry.values for entry in self._found(values)))
+
+    def sizes_of(self, *values: Any) -> Names:
+        """The names of the values that decided on the shape of tensors."""
+        return frozenset[str]().union(*(entry.sizes for entry in self._found(values)))
 
     def mark(self, value: Tensor, names: Names | set[str]) -> Tensor:
         """A copy of the tensor that bears these names and no others."""
         copy = value.clone()
-        address, owner = _storage(copy)
-        self._entries[address] = frozenset(names), owner
+        self._set(copy, frozenset(names), NOTHING)
         return copy
 
-    def add(self, names: Names | set[str], *values: Any) -> None:
-        """Let names flow into tensors."""
+    def add(self, names: Names | set[str], *values: Any, sizes: Names = NOTHING) -> None:
+        """Let names flow into tensors, and into the shape of tensors."""
         for leaf in tree_leaves(values):
             if isinstance(leaf, Tensor):
-                address, owner = _storage(leaf)
-                self._entries[address] = self.of(leaf) | names, owner
+                self._set(leaf, self.of(leaf) | names, self.sizes_of(leaf) | sizes)
+
+    def _found(self, values: Any) -> Iterator[_Entry]:
+        for leaf in tree_leaves(values) if self._entries else ():
+            if isinstance(leaf, Tensor) and (entry := self._entries.get(_storage(leaf)[0])):
+                yield entry
+
+    def _set(self, tensor: Tensor, values: Names, sizes: Names) -> None:
+        address, owner = _storage(tensor)
+        entries = self._entries
+        gone = weakref.ref(owner, lambda _: entries.pop(address, None))
+        entries[address] = _Entry(values, sizes, gone)
 
     @contextmanager
     def reading(self) -> Iterator[set[str]]:
@@ -118,13 +144,29 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        names = self.provenance.of(args, kwargs)
+        names, sizes = self.provenance.of(args, kwargs), self.provenance.sizes_of(args, kwargs)
         result = func(*args, **kwargs)
-        if names and func.__name__.split(".")[0] not in SHAPE_ONLY:
-            if torch.Tag.data_dependent_output in getattr(func, "tags", ()):
-                self.provenance.read(names)
-            self.provenance.add(names, result, _written(func, args, kwargs))
+        kind, tags = func.__name__.split(".")[0], getattr(func, "tags", ())
+        if kind in SHAPE_ONLY:
+            names = sizes if kind.endswith("_like") else NOTHING
+        if not names:
+            return result
+        if torch.Tag.data_dependent_output in tags:
+            self.provenance.read(names)
+        self.provenance.add(names, result, _written(func, args))
+        if torch.Tag.dynamic_output_shape in tags and (kind != "index" or _has_mask(args[1])):
+            self.provenance.add(names, result, sizes=names)
+        elif sizes:
+            self.provenance.add(names, self._shaped((args, kwargs), result), sizes=sizes)
         return result
+
+    def _shaped(self, args: Any, result: Any) -> list[Tensor]:
+        """The results whose shape may be due to that of arguments whose values decide on it."""
+        inputs = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        own = [leaf for leaf in inputs if leaf.layout == torch.strided and 0 not in leaf.stride()]
+        known = {leaf.shape for leaf in own if not self.provenance.sizes_of(leaf)}
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.dim()]
+        return [leaf for leaf in results if leaf.shape not in known]
 
 
 class _Functions(TorchFunctionMode):
@@ -143,6 +185,8 @@ class _Functions(TorchFunctionMode):
             result = func(*args, **kwargs)
         if func in OPAQUE:
             names |= self.provenance.of(args, kwargs)
+        if func in SIZES:
+            self.provenance.read(self.provenance.sizes_of(args))
         if not names:
             return result
         if result is None:  # x[i] = y
@@ -164,8 +208,8 @@ class _Functions(TorchFunctionMode):
         return result
 
 
-def _storage(tensor: Tensor) -> tuple[int, object]:
-    """What tells tensors that share their memory, and the object to keep for that to be true."""
+def _storage(tensor: Tensor) -> tuple[int, Any]:
+    """What tells tensors that share their memory, and the object that lives as long as that."""
     with torch._C.DisableTorchFunction():
         try:
             storage = tensor.untyped_storage()
@@ -174,9 +218,13 @@ def _storage(tensor: Tensor) -> tuple[int, object]:
     return storage._cdata, storage
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
+def _has_mask(indices: Any) -> bool:
+    """Whether an index selects by true and false, whose number decides on the shape."""
+    return any(i.dtype in (torch.bool, torch.uint8) for i in tree_leaves(indices) if i is not None)
+
+
+def _written(func: Any, args: Any) -> list[Any]:
     """The arguments that an operation writes into."""
     schema = getattr(func, "_schema", None)
-    values = [] if schema is None else list(zip(schema.arguments, args, strict=False))
-    values += [(a, kwargs[a.name]) for a in getattr(schema, "arguments", ()) if a.name in kwargs]
-    return [value for a, value in values if a.alias_info and a.alias_info.is_write]
+    pairs = [] if schema is None else zip(schema.arguments, args, strict=False)
+    return [value for a, value in pairs if a.alias_info and a.alias_info.is_write]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from numbers import Number
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -16,16 +19,41 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
-from pyro_causal._actions import Action, draws_afresh, is_hard, soft
+from pyro_causal._actions import Action, draws_afresh, soft
 from pyro_causal._factual import is_world_frame
 from pyro_causal._messengers import DoMessenger
 from pyro_causal._provenance import Names, Provenance
 from pyro_causal._pyro import unshared
 from pyro_causal._site import as_delta
 
-__all__ = ["Statement", "random_state_kept", "read_statements"]
+__all__ = ["Extent", "Statement", "read_statements", "undisturbed"]
 
 Message = Any  # as in _messengers, with a key `_statement` of our own
+
+
+class Extent(NamedTuple):
+    """The plates that a site stands in, with their sizes, and the sizes of its other dims."""
+
+    plates: Mapping[str, Collection[int | None]]
+    sizes: frozenset[int]
+
+    @classmethod
+    def of(cls, msg: Message) -> Extent:
+        """That of a message, or of a site of a trace."""
+        frames = msg["cond_indep_stack"]
+        plates = {f.name: {f.size, f.full_size} for f in frames if not is_world_frame(f)}
+        shape = getattr(msg["value"], "shape", ())
+        events = getattr(msg["fn"], "event_dim", 0)
+        taken = {frame.dim - events for frame in frames if frame.dim}
+        sizes = (size for dim, size in enumerate(shape, -len(shape)) if dim not in taken)
+        return cls(plates, frozenset(sizes))
+
+    def is_shared_by(self, *sites: Extent) -> bool:
+        """Whether a site has one value for all units of others: it is a parameter of theirs."""
+        plates = [site.plates for site in sites]
+        sizes = (size for site in plates for pair in site.values() for size in pair)
+        together = not plates or set(plates[0]).intersection(*plates[1:])
+        return not self.plates and bool(together) and self.sizes.isdisjoint(sizes)
 
 
 @dataclass(frozen=True)
@@ -35,59 +63,83 @@ class Statement:
     **Arguments**
 
     - ``parents``: the sites whose values flow directly into its distribution or its value.
-    - ``in_plates``: whether it stands in any, sequential ones included.
+    - ``extent``: where it stands, sequential plates included.
     - ``observed``: the program says what its value is, or ``poutine.condition`` does.
     - ``target``: an intervention sets it.
     - ``computed``: it is a `pyro.deterministic`, or works like one.
+    - ``point``: its distribution is a point.
     - ``auxiliary``: it has the ``infer`` option ``is_auxiliary``.
     - ``factor``: it is a `pyro.factor`.
     """
 
     parents: Names
-    in_plates: bool
+    extent: Extent
     observed: bool
     target: bool
     computed: bool
+    point: bool
     auxiliary: bool
     factor: bool
 
 
 def read_statements(
-    model: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    *,
-    quiet: bool = False,
+    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, stacklevel: int
 ) -> dict[str, Statement]:
-    """Run a program once, without effect on random state and parameters, and read its sites.
+    """Run a program once, without effect on anything but itself, and read its sites.
+
+    **Arguments** ``stacklevel``: whom a warning points at, counted from the caller.
 
     **Raises** ``ValueError``: `pyro.poutine.do`; two sites of one name.
 
-    **Warns** ``UserWarning``: Python code looks at the value of a site, unless ``quiet``.
+    **Warns** ``UserWarning``: Python code looks at the value of a site.
     """
-    store = pyro.get_param_store()
-    with torch.no_grad(), random_state_kept(), unshared(model), _unvalidated():
-        with store.scope(store.get_state()), poutine.block(), Provenance() as provenance:
-            with _Reader(provenance) as reader:
-                model(*args, **kwargs)
-    if reader.looked_at and not quiet:
+    with torch.no_grad(), undisturbed(model), _unvalidated():
+        with poutine.block(), Provenance() as provenance, _Reader(provenance) as reader:
+            model(*args, **kwargs)
+    if reader.looked_at:
         names = ", ".join(f"'{name}'" for name in reader.statements if name in reader.looked_at)
         warnings.warn(
-            f"At site {names}, Python looks at the value (if, int(), .item(), .numpy() ...) and "
-            "loses its trace: every later site counts as depending on it, and only the branch "
-            "taken in this run is in the graph. Do stay with tensors (torch.where, indexing by "
-            "tensors) for the exact graph.",
-            stacklevel=3,
+            f"At site {names}, Python looks at the value (if, int(), .item(), .numpy(), a shape "
+            "that depends on it ...) and loses its trace: every later site counts as depending on "
+            "it, and only the branch taken in this run is in the graph. Do stay with tensors "
+            "(torch.where, indexing by tensors) for the exact graph.",
+            stacklevel=stacklevel + 1,
         )
     return reader.statements
 
 
 @contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Leave the random state as it was, on the CPU and on the current GPU."""
+def undisturbed(program: Any) -> Iterator[None]:
+    """Leave parameters, random state (of a GPU, the current one) and a module's state alone."""
+    store = pyro.get_param_store()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
+    states = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices), unshared(program), _buffers_kept(program):
+            with store.scope(store.get_state()):
+                yield
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])
+
+
+@contextmanager
+def _buffers_kept(program: Any) -> Iterator[None]:
+    """Give a module, or the module of a bound method, its buffers back: running means, say."""
+    module = getattr(program, "__self__", program)
+    modules = list(module.modules()) if isinstance(module, torch.nn.Module) else []
+    kept = [
+        (part, name, b, b.clone())
+        for part in modules
+        for name, b in part._buffers.items()
+        if b is not None
+    ]
+    try:
         yield
+    finally:
+        for part, name, buffer, value in kept:
+            with torch.no_grad():
+                part._buffers[name] = buffer.copy_(value)
 
 
 @contextmanager
@@ -136,7 +188,8 @@ class _Reader(Messenger):
                 "is set: expected a site that stays one. Do use pyro_causal.do."
             )
         computed, mechanism = self._is_computed(msg), self._flowing_into(fn, msg)
-        if value is not None and not site_is_factor(msg):  # evidence on it depends on as much
+        known = isinstance(value, Tensor | Number | np.ndarray) and not site_is_factor(msg)
+        if known:  # evidence on it depends on as much
             given = mechanism | self.provenance.of(value)
             msg["value"] = self.provenance.mark(torch.as_tensor(value), given)
         targeted = [
@@ -161,10 +214,11 @@ class _Reader(Messenger):
             )
         statement = Statement(
             parents=self._parents(begun, msg),
-            in_plates=not all(map(is_world_frame, msg["cond_indep_stack"])),
+            extent=Extent.of(msg),
             observed=begun.observed,
             target=bool(begun.actions),
             computed=begun.computed,
+            point=as_delta(begun.fn) is not None,
             auxiliary=bool(msg["infer"].get("is_auxiliary")),
             factor=site_is_factor(msg),
         )
@@ -174,6 +228,8 @@ class _Reader(Messenger):
         self.statements[name] = statement
         if isinstance(msg["value"], Tensor):
             msg["value"] = self.provenance.mark(msg["value"], {name})
+        else:  # a string, an array: no trace to follow
+            self.provenance.read({name})
 
     def _is_computed(self, msg: Message) -> bool:
         """Whether the value of a site is a function of others, as reparametrised ones are, too."""
@@ -189,7 +245,7 @@ class _Reader(Messenger):
         would miss weights. Where no draw is to be had, all that the distribution holds counts.
         """
         with self.provenance.reading() as names:
-            names |= self.provenance.of(msg["args"], msg["kwargs"], msg["mask"], msg["scale"])
+            names |= self.provenance.of(msg["mask"], msg["scale"])
             value = msg["value"]
             try:
                 value = fn(*msg["args"], **msg["kwargs"])
@@ -206,10 +262,8 @@ class _Reader(Messenger):
         if not begun.actions:
             return begun.mechanism | flows | begun.read | self.provenance.read_outside
         action = begun.actions[-1]  # the outermost
-        if is_hard(action):
-            return flows
         if draws_afresh(action):
-            return begun.mechanism | flows
+            return flows
         read = begun.read
         if isinstance(action, soft):  # its value is made of noise, which parents have been used for
             with self.provenance.reading() as read:
@@ -221,11 +275,13 @@ class _Reader(Messenger):
         halves = [f"{name}_observed", f"{name}_unobserved"]
         if list(self.statements)[-2:] != halves:
             return statement
-        seen, unseen = (self.statements.pop(half) for half in halves)
+        seen, _ = (self.statements.pop(half) for half in halves)
         parents = statement.parents - set(halves)
         if parents != statement.parents:
-            parents |= seen.parents | unseen.parents
-        return replace(statement, parents=parents, observed=seen.observed, computed=False)
+            parents |= seen.parents
+        return replace(
+            statement, parents=parents, observed=seen.observed, computed=False, point=False
+        )
 
 
 def _held_by(thing: object, seen: set[int]) -> Iterator[Tensor]:

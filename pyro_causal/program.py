@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -11,7 +11,7 @@ from pyro_causal._actions import require_sites
 from pyro_causal._statements import Statement, read_statements
 from pyro_causal.graph.admg import ADMG
 
-__all__ = ["causal_graph", "graph_of", "look_through"]
+__all__ = ["causal_graph", "graph_of", "hidden_causes", "look_through"]
 
 
 def causal_graph(
@@ -25,28 +25,34 @@ def causal_graph(
 
     The program runs once with ``args`` and ``kwargs``, and every tensor remembers the sites whose
     values it was computed from. An edge :math:`x \to y` says that the value of x flows into the
-    distribution of y otherwise than through other sites. Random state and parameters are left
-    alone.
+    distribution of y otherwise than through other sites.
 
     - **Nodes** are the sample sites, in the order of the program.
     - **Deterministic** sites are looked through; or kept, as ``keep_deterministic`` says.
     - **Latent** sites are projected out, and leave bidirected edges between those that they act on.
     - **Plates** tell confounders from parameters. A latent site outside of all plates has one value
-      for all units: it is a parameter (a regression weight, say) of the sites in plates, and does
-      not confound two of them. A latent site in a plate has a value for each unit or group of
-      units, and confounds, as every latent site does where there are no plates.
+      for all units: it is a parameter (a regression weight, say) of two sites that share a plate,
+      and does not confound them. It does if it may hold a value for each unit (one of its dims has
+      the size of a plate of theirs), if it stands in a plate, and where sites share no plate.
     - **Interventions** by :func:`pyro_causal.do` around the program are respected: a hard or
       stochastic target has no parents, a function of the natural value keeps them if it uses that
       value, and under :class:`pyro_causal.soft` the target has the parents of the surrogate. Under
       :func:`pyro_causal.worlds` the graph is that of the factual world.
-    - **Python control flow** on values (``if x > 0``, ``int(x)``, ``x.numpy()``) hides where a
-      value goes: every later site counts as depending on x, and a warning says so. One run shows
-      one branch; a program whose sites change from run to run has no single graph.
+    - **Python control flow** on values (``if x > 0``, ``int(x)``, ``x.numpy()``, ``len(x[x > 0])``)
+      hides where a value goes, and so does a value that is no tensor: every later site counts as
+      depending on x, and a warning says so. One run shows one branch; a program whose sites change
+      from run to run has no single graph.
 
     Flow is what counts, not size: ``0 * x`` flows. It is followed by whole tensors, so who reads
     one column of a matrix depends on all that was written into it. Under ``poutine.reparam`` the
     auxiliary sites are nodes, and those that they replace are deterministic. Sites that a
     ``poutine.block`` hides are not followed.
+
+    What is seen is what goes from ``pyro.sample`` through tensors. So use the value that
+    ``pyro.sample`` returns, not the data that it was given as ``obs``. Randomness outside of sites
+    (``torch.randn``, dropout) is no hidden cause of the sites that share it, and pickles, DLPack
+    capsules and threads lose the trace without a word. Parameters, random state and the buffers of
+    a module (if it, or a method of it, is the program) are as before afterwards.
 
     **Arguments**
 
@@ -79,7 +85,7 @@ def causal_graph(
     >>> causal_graph(do(model, {"x": 1.0}), latent={"u"})
     ADMG('x -> m; m -> y')
     """
-    statements = read_statements(model, args, kwargs)
+    statements = read_statements(model, args, kwargs, stacklevel=2)
     computed = [name for name, site in statements.items() if site.computed]
     if isinstance(keep_deterministic, bool):
         keep_deterministic = computed if keep_deterministic else ()
@@ -115,29 +121,46 @@ def graph_of(statements: Mapping[str, Statement], latent: Collection[str]) -> AD
     """
     sites = {name: site for name, site in statements.items() if not site.factor}
     require_sites([latent] if isinstance(latent, str) else latent, sites, "`latent`")
-    edges = [(a, b) for b, site in sites.items() for a in sites if a in site.parents]
-    full = ADMG(edges, nodes=sites)
-    hidden = full.mask(latent, "`latent`")
-    open_paths = full.bits.cut(outgoing=full.bits.all & ~hidden)  # through latent sites alone
-    reached = {
-        name: full.names(open_paths.descendants(full.mask(name)) & ~hidden)
-        for name in full.names(hidden)
-    }
+    full = _full_graph(sites)
+    reached = _reached(full, latent)
     _refuse_selection(statements, reached)
     confounded = {
         frozenset(pair)
         for name, children in reached.items()
         for pair in combinations(children, 2)
-        if not _is_parameter(sites[name], [sites[child] for child in pair])
+        if not sites[name].extent.is_shared_by(*(sites[child].extent for child in pair))
     }
     projected = full.latent_projection(latent)
     arcs = [arc for arc in projected.bidirected if frozenset(arc) in confounded]
     return ADMG(projected.directed, arcs, projected.nodes)
 
 
-def _is_parameter(latent: Statement, children: Iterable[Statement]) -> bool:
-    """Whether a latent site has one value for all units of the sites that it acts on."""
-    return not latent.in_plates and all(child.in_plates for child in children)
+def hidden_causes(
+    statements: Mapping[str, Statement], latent: Collection[str], target: str
+) -> list[str]:
+    """The latent sites that act on a site, directly or through latent ones; not its parameters."""
+    sites = {name: site for name, site in statements.items() if not site.factor}
+    return [
+        name
+        for name, children in _reached(_full_graph(sites), latent).items()
+        if target in children and not sites[name].extent.is_shared_by(sites[target].extent)
+    ]
+
+
+def _full_graph(sites: Mapping[str, Statement]) -> ADMG:
+    return ADMG(
+        [(a, b) for b, site in sites.items() for a in sites if a in site.parents], nodes=sites
+    )
+
+
+def _reached(full: ADMG, latent: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """For each latent site the others that it acts on, directly or through latent ones alone."""
+    hidden = full.mask(latent, "`latent`")
+    open_paths = full.bits.cut(outgoing=full.bits.all & ~hidden)
+    return {
+        name: full.names(open_paths.descendants(full.mask(name)) & ~hidden)
+        for name in full.names(hidden)
+    }
 
 
 def _refuse_selection(
@@ -146,8 +169,8 @@ def _refuse_selection(
     """Raise for a factor that depends on more than parameters."""
     for name, factor in statements.items():
         for parent in factor.parents if factor.factor else ():
-            children = [statements[child] for child in reached.get(parent, ())]
-            if parent not in reached or not _is_parameter(statements[parent], children):
+            children = [statements[child].extent for child in reached.get(parent, ())]
+            if parent not in reached or not statements[parent].extent.is_shared_by(*children):
                 raise ValueError(
                     f"At site '{name}', a pyro.factor that depends on '{parent}': it selects "
                     "units by their values, which directed and bidirected edges cannot express. "

@@ -39,7 +39,7 @@ from pyro_causal._predictive import (
     warn_of_prior,
 )
 from pyro_causal._result import QueryResult
-from pyro_causal._statements import random_state_kept
+from pyro_causal._statements import undisturbed
 from pyro_causal.graph import ADMG
 
 __all__ = ["CounterfactualPredictive", "QueryResult", "counterfactual_function", "query"]
@@ -81,6 +81,21 @@ def query(
     taken at their word; else prior draws are weighed by the evidence, each unit of a plate apart
     where the program lets it. If nothing is left open, neither site nor noise, one draw is exact.
 
+    With a ``graph``, the answer has to follow from the distribution of what is recorded, whatever
+    the mechanisms and hidden causes. Every combination of recorded values is taken to occur.
+
+    - ``"program"``: what the program observes is recorded, or all sites if it observes none. A
+      conditioned program tells one unit's evidence, and the data is taken to record what is asked:
+      other open sites that the query names count, too. But auxiliary sites, and those that a guide
+      or posterior samples stand for, stay hidden even if they are named.
+    - An ADMG is taken at its word: its nodes are recorded, and its edges are not compared with the
+      program, nor are factors.
+    - What the program computes (`pyro.deterministic`, Delta) has no noise of its own. It is passed
+      over unless it is named; if ``do`` sets it, its causes count as hidden.
+    - A :class:`pyro_causal.soft` target must not have hidden causes (of its own, either; with an
+      ADMG, any hidden site before it may be one), nor, given evidence on it or its descendants, be
+      discrete or a vector.
+
     **Arguments**
 
     - ``of``: the name of a site.
@@ -89,17 +104,15 @@ def query(
     - ``guide``, ``posterior_samples``, ``num_samples``, ``parallel``: as in
       :class:`CounterfactualPredictive`.
     - ``args``, ``kwargs``: the arguments of the model and the guide.
-    - ``graph``: check first whether the distribution of what is observed determines the answer,
-      whatever the mechanisms and hidden causes. Its nodes are what is observed. ``"program"``
-      reads it off by :func:`pyro_causal.causal_graph`: observed are the sites that the program
-      observes (or, if there are none, all but auxiliary ones and those that a guide or posterior
-      samples stand for), and those that the query names.
+    - ``graph``: check first whether the data can tell: an ADMG of what is recorded, or
+      ``"program"``, which reads it off by :func:`pyro_causal.causal_graph`.
     - ``allow_unidentified``: answer all the same, by the program's mechanisms, and label the
       result.
 
     **Raises** :class:`~pyro_causal.graph.Unidentifiable`: the graph does not allow the answer; it
     names the hidden path. ``ValueError``, ``TypeError``, before any long work: a name that no site
-    bears; a graph that lacks a site of the query, or a program intervened on in its place;
+    bears; a graph with a node that is no site, or without a site of the query, or a program
+    intervened on in its place; a factor that selects units by what is recorded;
     evidence or an action of the wrong shape, dtype or device, NaN or outside of the support;
     evidence on a site that the program computes or sets itself, by ``obs=`` or a ``do`` around it
     (evidence that contradicts a ``do``); evidence that no draw makes possible.
@@ -130,7 +143,7 @@ def query(
     particles = Particles(number, parallel, args, kwargs)
     verdict = None
     if graph is not None:
-        drawn = _drawn(sites, particles, guide, posterior_samples)
+        drawn = _drawn(sites, particles, guide, posterior_samples) if graph == "program" else ()
         question = Question(of, action, list(evidence), sites)
         verdict = judge(graph, question, model, particles, drawn, lenient=allow_unidentified)
     program = poutine.condition(model, evidence) if evidence else model
@@ -214,7 +227,7 @@ def _drawn(
     """The sites that a guide or posterior samples stand for."""
     if guide is None:
         return set(latents or {})
-    with random_state_kept():  # so that a graph does not change the draws
+    with undisturbed(guide):  # so that a graph does not change the draws
         return set(open_values(trace_once(guide, particles.args, particles.kwargs), sites))
 
 

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import random
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 
 from pyro_causal import do, soft, worlds
 from pyro_causal import mechanisms as M
+from pyro_causal._provenance import Provenance
 from pyro_causal._pyro import FlowDistribution, zuko
 from pyro_causal.graph import ADMG
 from pyro_causal.program import causal_graph
@@ -163,12 +165,18 @@ BOTH: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "autograd function": _Product.apply,
     "vmap": lambda x, y: torch.func.vmap(lambda a, b: a * b)(x, y),
     "gradient": lambda x, y: torch.func.grad(lambda a: (a**2 * y).sum())(x),
+    "tensor of tensors": lambda x, y: torch.tensor([x[0], y[0]]),
+    "array of tensors": lambda x, y: torch.asarray([x[0], y[0]]),
+    "tensor as tensor": lambda x, y: torch.as_tensor([x[0], y[0]]),
     "new tensor": lambda x, y: torch.tensor([x[0], y[0]]) + x.new_tensor([y[0], 0.0]),
     "Vindex": lambda x, y: Vindex(torch.ones(4, 4))[x.long() % 4, y.long() % 4],
     "sum of a list": lambda x, y: sum([x, y]),  # type: ignore[arg-type, return-value]
     "copies": lambda x, y: copy.deepcopy(x) + y.data.clone(),
     "choice": lambda x, y: x[(y[0] > 0).long()],
     "sparse": lambda x, y: torch.diag(x).to_sparse() @ y,
+    "ones like a selection": lambda x, y: torch.ones_like(x[(x + y) > 0]).sum(),
+    "a selection's sum": lambda x, y: x[y > 0].sum(),
+    "a selection, written": lambda x, y: torch.zeros(3).index_put((y > 0,), 2 * x[y > 0]),
 }
 
 
@@ -532,7 +540,7 @@ def units(latent: str, first: str, second: str) -> Program:
         ("g", "g", "gr", True),
         ("", "g", "gr", False),
         ("", "", "r", True),  # one group, and its rows
-        ("", "r", "s", False),
+        ("", "r", "s", True),  # no unit in common that it could be a parameter of
         ("g", "r", "r", True),  # groups of rows, by way of an index
         ("r", "r", "s", True),
     ],
@@ -542,6 +550,55 @@ def test_plates_tell_confounders_from_parameters(
 ) -> None:
     program = units(latent, first, second)
     assert edges(program, latent={"u"}) == ("a <-> b" if confounds else "a; b")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "confounds"), [([], False), ([3], False), ([4], True), ([2, 4], True), ([10], True)]
+)
+def test_a_latent_vector_may_hold_a_value_for_each_unit(sizes: list[int], confounds: bool) -> None:
+    """Four units, a sample of ten: then it is no parameter, wherever it stands."""
+
+    def program() -> None:
+        u = pyro.sample("u", dist.Normal(0.0, 1.0).expand(sizes).to_event(len(sizes)))
+        with pyro.plate("rows", 10, subsample_size=4):
+            normal("a", u.sum() * torch.ones(4))
+            normal("b", u.sum() * torch.ones(4))
+
+    assert edges(program, latent={"u"}) == ("a <-> b" if confounds else "a; b")
+
+
+def test_a_batch_that_no_plate_declares_may_hold_a_value_for_each_unit() -> None:
+    def program() -> None:
+        u = normal("u", torch.zeros(4))
+        with pyro.plate("rows", 4):
+            normal("a", u)
+            normal("b", u)
+
+    with pyro.validation_enabled(False):
+        assert edges(program, latent={"u"}) == "a <-> b"
+
+
+def test_worlds_are_no_units() -> None:
+    def program() -> None:
+        u = normal("u")
+        with pyro.plate("rows", 3):
+            normal("a", u + torch.zeros(3))
+            normal("b", u + torch.zeros(3))
+
+    assert edges(worlds(program, [{"u": 1.0}, {"u": 2.0}]), latent={"u"}) == "a; b"
+
+
+def test_a_parameter_is_told_pair_by_pair() -> None:
+    """What two sites in a plate share as a parameter confounds either with a site outside."""
+
+    def program() -> None:
+        u = normal("u")
+        with pyro.plate("rows", 4):
+            normal("a", u * torch.ones(4))
+            normal("b", u * torch.ones(4))
+        normal("c", u)
+
+    assert edges(program, latent={"u"}) == "a <-> c; b <-> c"
 
 
 def test_sequential_plates() -> None:
@@ -650,6 +707,13 @@ def test_the_do_of_pyro_is_refused() -> None:
 
 # Python control flow
 
+
+def _chosen_by_bytes(x: Tensor) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, but it works
+        return float(len(x.expand(3)[(x.expand(3) > 0).byte()]))
+
+
 LOOKS: dict[str, Callable[[Tensor], Any]] = {
     "if": lambda x: 1.0 if x > 0 else 0.0,
     "int": int,
@@ -664,6 +728,15 @@ LOOKS: dict[str, Callable[[Tensor], Any]] = {
     "allclose": lambda x: float(torch.allclose(x, x)),
     "legacy constructor": lambda x: torch.Tensor([x])[0],
     "format": lambda x: float(f"{x:.3f}"),
+    "shape": lambda x: float(x.expand(3)[x.expand(3) > 0].shape[0]),
+    "shape of what follows": lambda x: float((2 * (x.expand(3) > 0).nonzero()).T.shape[1]),
+    "shape of like": lambda x: float(torch.zeros_like(x.expand(3)[x.expand(3) > 0]).size(0)),
+    "len": lambda x: float(len(x.expand(3).masked_select(x > 0))),
+    "numel": lambda x: float(torch.unique(x.expand(3)).numel()),
+    "size": lambda x: float(torch.bincount(x.abs().long().expand(3)).size(0)),
+    "len of what bytes choose": _chosen_by_bytes,
+    "iteration": lambda x: float(sum(1 for _ in x.expand(3)[x.expand(3) > 0])),
+    "repeats": lambda x: torch.zeros(torch.ones(1).repeat_interleave(x.abs().long()[None]).shape),
 }
 
 
@@ -673,7 +746,7 @@ def test_python_control_flow_is_told_and_makes_later_sites_dependent(
 ) -> None:
     def program() -> None:
         x, before = normal("x"), normal("before")
-        loc = look(x)
+        loc = torch.as_tensor(look(x)).float().sum()
         y = normal("y", loc)
         normal("z", y + before)
 
@@ -745,7 +818,136 @@ def test_targets_and_control_flow(action: Any, parents: str) -> None:
     assert graph.parents("y") == {"x", "z"}
 
 
+class Word(dist.TorchDistribution):
+    """Values that are no tensors."""
+
+    arg_constraints = {}
+
+    def __init__(self, loc: Tensor, make: Callable[[Tensor], Any]) -> None:
+        self.loc, self.make = loc, make
+        super().__init__()
+
+    def sample(self, sample_shape: Any = ()) -> Any:
+        return self.make(self.loc)
+
+    def log_prob(self, value: Any) -> Tensor:
+        return torch.zeros(())
+
+
+@pytest.mark.parametrize(
+    ("make", "use"),
+    [
+        (lambda x: "a" if x > 0 else "b", {"a": 0.0, "b": 1.0}.__getitem__),
+        (lambda x: x.detach().numpy(), torch.as_tensor),
+        (lambda x: [x.item()], lambda values: values[0]),
+    ],
+    ids=["text", "array", "list"],
+)
+def test_values_that_are_no_tensors(
+    make: Callable[[Tensor], Any], use: Callable[[Any], Tensor]
+) -> None:
+    def program() -> None:
+        x = normal("x")
+        normal("y", use(pyro.sample("w", Word(x, make))))
+        normal("z")
+
+    with pytest.warns(UserWarning, match="At site 'w', Python looks at the value"):
+        assert edges(program) == "x -> w; w -> y; w -> z"
+
+
+def test_observations_that_are_no_tensors() -> None:
+    def program() -> None:
+        x = normal("x")
+        pyro.sample("w", Word(x, lambda x: "a" if x > 0 else "b"), obs="a")
+        normal("y", x)
+
+    with pytest.warns(UserWarning, match="At site 'w', Python looks at the value"):
+        assert edges(program, latent=()) == "x -> w; x -> y; w -> y"
+
+
+@pytest.mark.parametrize("value", [1.0, np.array(1.0, dtype=np.float32)], ids=["number", "array"])
+def test_observations_that_are_numbers(value: Any) -> None:
+    def program() -> None:
+        x = torch.as_tensor(normal("x", obs=value))
+        normal("y", x)
+
+    assert edges(program, latent=()) == "x -> y"
+
+
+def test_a_site_may_decide_on_its_own_size() -> None:
+    def program() -> None:
+        loc = torch.tensor([1.0, 1.0, -1.0])
+        x = pyro.sample("x", dist.Normal(loc, 0.01).to_event(1))
+        y = pyro.sample("y", dist.Normal(x[x > 0], 1.0).to_event(1))
+        normal("z", float(len(y)))
+
+    with pytest.warns(UserWarning, match="At site 'x', Python looks at the value"):
+        assert edges(program) == "x -> y; x -> z"  # the size of y is a matter of x
+
+
+def test_sizes_of_what_indices_choose_are_known() -> None:
+    """So are those of what a selection is written into, or summed to."""
+
+    def program() -> None:
+        k = pyro.sample("k", dist.Categorical(torch.ones(3)).expand([2]).to_event(1))
+        loc = torch.arange(3.0)[k]
+        with pyro.plate("rows", loc.shape[0]):
+            x = normal("x", loc)
+        rest = torch.zeros(2)
+        rest[x > 0] = 2 * x[x > 0] + 1
+        rest = rest.index_put((x < 0,), x[x < 0])
+        with pyro.plate("others", len(rest)):
+            y = normal("y", rest + x[x > 0].sum())
+        normal("z", y[0])
+
+    assert edges(program) == "k -> x; x -> y; y -> z"
+
+
+def test_control_flow_points_at_the_caller() -> None:
+    def program() -> None:
+        normal("y", float(normal("x")))
+
+    with pytest.warns(UserWarning, match="At site 'x'") as caught:
+        causal_graph(program)
+    assert caught[0].filename == __file__
+
+
 # No side effects
+
+
+def test_numbers_from_elsewhere_and_buffers_are_left_alone() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2)
+
+        def forward(self) -> None:
+            with pyro.plate("units", 4):
+                x = pyro.sample("x", dist.Normal(torch.ones(2), 1.0).to_event(1))
+                normal("y", self.norm(x).sum(-1) + random.random() + np.random.rand())
+
+    noisy = Noisy()
+    mean, steps = noisy.norm.running_mean, noisy.norm.num_batches_tracked
+    before = random.getstate(), np.random.get_state()[1:3]
+    for program in (noisy, noisy.forward):
+        assert edges(program) == "x -> y"
+    assert random.getstate() == before[0]
+    assert np.array_equal(np.random.get_state()[1], before[1][0])
+    assert np.random.get_state()[2] == before[1][1]
+    assert noisy.norm.running_mean is mean
+    assert not mean.any()
+    assert steps == 0
+
+
+def test_what_is_gone_is_forgotten() -> None:
+    with Provenance() as provenance:
+        x = provenance.mark(torch.zeros(3), {"x"})
+        view = x[1:]
+        for _ in range(50):
+            x = x + 1
+        assert len(provenance._entries) < 5
+        del x
+        assert provenance.of(view) == {"x"}
 
 
 def test_nothing_else_changes() -> None:
