@@ -874,7 +874,9 @@ def test_observations_that_are_numbers(value: Any) -> None:
     assert edges(program, latent=()) == "x -> y"
 
 
-def test_a_site_may_decide_on_its_own_size() -> None:
+def test_the_size_of_a_site_is_a_matter_of_its_parents() -> None:
+    """No `do` on y can change its size, so z, which looks at that, depends on x alone."""
+
     def program() -> None:
         loc = torch.tensor([1.0, 1.0, -1.0])
         x = pyro.sample("x", dist.Normal(loc, 0.01).to_event(1))
@@ -882,7 +884,10 @@ def test_a_site_may_decide_on_its_own_size() -> None:
         normal("z", float(len(y)))
 
     with pytest.warns(UserWarning, match="At site 'x', Python looks at the value"):
-        assert edges(program) == "x -> y; x -> z"  # the size of y is a matter of x
+        assert edges(program) == "x -> y; x -> z"
+    do(program, {"y": torch.zeros(2)})()
+    with pytest.raises(ValueError, match="At site 'y'"):
+        do(program, {"y": torch.zeros(3)})()
 
 
 def test_sizes_of_what_indices_choose_are_known() -> None:
