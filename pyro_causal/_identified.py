@@ -55,7 +55,7 @@ class Question:
 class Verdict(NamedTuple):
     """Whether a question is identified, and from what distribution, or what stands in the way."""
 
-    identified: bool
+    identified: bool | None  # None: nobody asked
     grounds: str
 
 
@@ -101,27 +101,29 @@ class Record:
 
 
 def judge(
-    graph: ADMG | str,
+    graph: ADMG | str | None,
     question: Question,
     model: Model,
     particles: Particles,
-    drawn: Collection[str],
+    drawn: Callable[[], Collection[str]],
     *,
     lenient: bool,
 ) -> Verdict:
     """Decide whether the distribution of what is recorded determines the answer.
 
-    **Arguments** ``graph``: that of the recorded sites, or "program"; ``drawn``: sites that a guide
-    or posterior samples stand for; ``lenient``: to return a negative verdict, too.
+    **Arguments** ``graph``: that of the recorded sites, or "program"; ``drawn``: finds the sites
+    that a guide or posterior samples stand for; ``lenient``: to return a negative verdict, too.
 
     **Raises** ``Unidentifiable``: it does not. ``ValueError``: sites that are no nodes, or nodes
     that are no sites; a program that is intervened on. ``TypeError``: no graph.
     """
+    if graph is None:
+        return Verdict(None, "")
     if isinstance(graph, ADMG):
         question, record = _given(graph, question)
     elif graph == "program":
         statements = read_statements(model, particles.args, particles.kwargs, stacklevel=3)
-        question, record = _recorded(statements, question, drawn)
+        question, record = _recorded(statements, question, drawn())
     else:
         raise TypeError(
             f"`graph`: expected an ADMG or 'program', got {graph!r}. Do build one with "

@@ -141,11 +141,9 @@ def query(
     check_targets(action, sites)
     number = check_draws(posterior_samples or {}, sites) or num_samples
     particles = Particles(number, parallel, args, kwargs)
-    verdict = None
-    if graph is not None:
-        drawn = _drawn(sites, particles, guide, posterior_samples) if graph == "program" else ()
-        question = Question(of, action, list(evidence), sites)
-        verdict = judge(graph, question, model, particles, drawn, lenient=allow_unidentified)
+    question = Question(of, action, list(evidence), sites)
+    drawn = partial(_drawn, sites, particles, guide, posterior_samples)
+    verdict = judge(graph, question, model, particles, drawn, lenient=allow_unidentified)
     program = poutine.condition(model, evidence) if evidence else model
     known = any(map(is_evidence, sites.values()))
     rung = "association" if not action else "counterfactual" if known else "intervention"
@@ -172,8 +170,7 @@ def query(
         conventions=conventions,
         seed=torch.initial_seed(),
         versions=_versions(),
-        identified=verdict and verdict.identified,
-        grounds=verdict.grounds if verdict else "",
+        **verdict._asdict(),
     )
     _warn_of_few(result)
     return result

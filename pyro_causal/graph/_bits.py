@@ -146,7 +146,7 @@ class Bits:
 
         The search is for walks, which may pass a node more than once: they go on through a collider
         in `given`, and through any other node that is not. Where a path has a collider above
-        `given`, a walk goes down to that and comes back (Richardson 2003, section 2.1).
+        `given`, a walk goes down to that and comes back (Richardson 2003).
         """
         parents, children, siblings = self.parents, self.children, self.siblings
         by_tail, by_head = start, 0  # how the paths found so far arrive

@@ -23,7 +23,7 @@ class Hedge:
     **Attributes** ``forest``, ``subforest``: the two as :class:`ADMG`; ``roots``: where they end.
 
     **References** Shpitser & Pearl 2006, Identification of joint interventional distributions in
-    recursive semi-Markovian causal models, definitions 5 and 6, theorem 4.
+    recursive semi-Markovian causal models.
 
     **Example**
 

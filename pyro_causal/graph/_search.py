@@ -23,7 +23,7 @@ MOST_TRIALS = 4096  # sets of nodes to average over, tried for datasets that hid
 def exchange(bits: Bits, y: int, x: int, w: int) -> tuple[int, int]:
     """Move what is given to what is set where rule 2 allows it, and drop what then has no effect.
 
-    After that, P(y | do(x), w) is identifiable iff P(y, w | do(x)) is (IDC, theorem 6).
+    After that, P(y | do(x), w) is identifiable iff P(y, w | do(x)) is (IDC).
     """
     progress = True
     while progress:

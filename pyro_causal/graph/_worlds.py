@@ -4,7 +4,7 @@ An event about several worlds comes down to its instances: a variable, the value
 and its own value. Instances with equal parents are the same random variable. The probability of the
 event is the sum, over the values that are neither asked nor known, of products over districts
 (Correa, Lee & Bareinboim 2021, Nested counterfactual identification from arbitrary surrogate
-experiments, theorems 1 to 3).
+experiments).
 """
 
 from __future__ import annotations

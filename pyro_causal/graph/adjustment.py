@@ -50,7 +50,7 @@ def backdoor_set(g: ADMG, treatment: Names, outcome: Names) -> frozenset[str] | 
 
     - van der Zander, Liśkiewicz & Textor 2019, Separators and adjustment sets in causal graphs:
       complete criteria and an algorithmic framework: if some of the allowed nodes separate, those
-      among them that are ancestors do (section 5).
+      among them that are ancestors do.
     - Tian, Paz & Pearl 1998, Finding minimal d-separators: dropping one node at a time is enough.
 
     **Example**
@@ -111,8 +111,8 @@ def frontdoor_set(g: ADMG, treatment: Names, outcome: Names) -> frozenset[str] |
     **Raises** ``ValueError``: as :func:`is_backdoor_set`.
 
     **References** Jeong, Tian & Bareinboim 2022, Finding and listing front-door adjustment sets:
-    there is a largest set that meets the last two conditions, and it decides. Unlike algorithm 1
-    there, we find it by dropping what violates the last condition until nothing does, and shrink it
+    there is a largest set that meets the last two conditions, and it decides. Unlike them, we
+    find it by dropping what violates the last condition until nothing does, and shrink it
     afterwards.
 
     **Example**

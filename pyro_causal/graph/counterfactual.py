@@ -64,8 +64,8 @@ def identify_counterfactual(
 
     - Shpitser & Pearl 2007, What counterfactuals can be tested (ID*, IDC*).
     - Correa, Lee & Bareinboim 2021, Nested counterfactual identification from arbitrary surrogate
-      experiments, theorems 1 to 5. We condition by the quotient of joint and marginal, each
-      identified by itself, so that P(X = x | Y_x) is found where they would not.
+      experiments. We condition by the quotient of joint and marginal, each identified by itself;
+      that finds P(X = x | Y_x), too, where X and Y have a hidden cause in common.
 
     **Example** The effect on the treated through a back door.
 
@@ -290,7 +290,7 @@ def recanting_witnesses(
 
     **Raises** ``ValueError``: unknown nodes, edges that are not in the graph.
 
-    **References** Avin, Shpitser & Pearl 2005, Identifiability of path-specific effects, theorem 5.
+    **References** Avin, Shpitser & Pearl 2005, Identifiability of path-specific effects.
 
     **Example**
 

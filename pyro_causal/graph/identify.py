@@ -41,9 +41,8 @@ def identify(
 
     **References**
 
-    - Shpitser & Pearl 2006, Identification of conditional interventional distributions, theorem 6.
-    - Lee, Correa & Bareinboim 2019, General identifiability with arbitrary surrogate experiments,
-      theorem 3.
+    - Shpitser & Pearl 2006, Identification of conditional interventional distributions.
+    - Lee, Correa & Bareinboim 2019, General identifiability with arbitrary surrogate experiments.
     - Kivva, Mokhtarian, Etesami & Kiyavash 2022, Revisiting the general identifiability problem.
     - Kivva, Etesami & Kiyavash 2023, On identifiability of conditional causal effects.
     - Lee & Bareinboim 2020, Causal effect identifiability under partial-observability.
