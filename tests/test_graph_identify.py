@@ -611,6 +611,12 @@ def test_undefined_conditionals_do_not_cancel_by_symmetry():
         identify(g, "y", "x", "w").evaluate(joint, do={"x": 0}, given={"w": 0})
 
 
+def test_effects_are_averaged_over_before_their_causes():
+    """The other way round a would go first, and leave the longer way through c."""
+    g = parse("d -> c, a -> d, a -> b, c -> b")
+    assert str(identify(g, "b", "d")) == "Σ_{a} P(a) P(b | a, d)"
+
+
 def test_factors_of_different_districts_join():
     g = parse("x -> y1, x -> y2")
     assert str(identify(g, ["y1", "y2"], "x")) == "P(y1, y2 | x)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import reduce
 from itertools import combinations, islice
 from operator import and_
@@ -56,14 +56,9 @@ class Search:
         self.projections: dict[int, Bits] = {0: g.bits}
 
     def run(self) -> Expression | None:
-        """The shortest of a few formulas, if there is one."""
+        """A formula with as few nodes as possible, if there is one."""
         first = self.decide()
-        if first is None:
-            return None
-        order = self.g.bits.order
-        sets = (self._least(first, order[::-1]), self._least(first, order), first)
-        found = [self._express(hidden) for hidden in dict.fromkeys(sets)]
-        return min(found, key=lambda expression: len(expression.text))
+        return None if first is None else self._express(self._least(first))
 
     def decide(self) -> int | None:
         """Nodes that may be hidden for the query to be identifiable, if it is."""
@@ -82,10 +77,10 @@ class Search:
         fixed = self.y | self.x | self.w
         return self.g.bits.ancestors(fixed) & ~fixed
 
-    def _least(self, hidden: int, order: Sequence[int]) -> int:
-        """Hide one node after the other, as long as the query stays identifiable."""
+    def _least(self, hidden: int) -> int:
+        """Hide one node after the other, effects first, while the query stays identifiable."""
         causes = self._causes() & ~hidden
-        return self._hide(hidden, [1 << node for node in order if causes >> node & 1])
+        return self._hide(hidden, [1 << n for n in reversed(self.g.bits.order) if causes >> n & 1])
 
     def _hide(self, hidden: int, some: list[int]) -> int:
         """The same by halves: if all can be hidden, then each after the other."""
