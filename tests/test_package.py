@@ -15,7 +15,7 @@ from _sources import ROOT, modules
 import pyro_causal
 
 PYPROJECT = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())
-DISTRIBUTIONS = {"pyro": "pyro-ppl", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"pyro": "pyro-ppl", "skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 
 def run(code: str) -> str:
@@ -92,7 +92,7 @@ def test_dependencies_are_those_that_are_imported() -> None:
     imported = packages - sys.stdlib_module_names - {"pyro_causal"}
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
-    required = [*project["dependencies"], *extras["plot"], *extras["metrics"]]
+    required = [*project["dependencies"], *extras["plot"], *extras["metrics"], *extras["datasets"]]
     declared = {re.match(r"[A-Za-z0-9_-]+", line)[0] for line in required}
     assert {DISTRIBUTIONS.get(name, name) for name in imported} == declared
 

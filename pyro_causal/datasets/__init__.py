@@ -1,0 +1,37 @@
+"""Data sets whose structural causal model is known, and loaders of published data."""
+
+from pyro_causal.datasets.brain import (
+    BrainNoise,
+    brain_image,
+    brain_phantom,
+    draw_brain_noise,
+    measure_brain_volumes,
+    sample_brain_phantom,
+)
+from pyro_causal.datasets.digits import (
+    load_morphomnist,
+    load_morphomnist_covariates,
+    measure_intensity,
+    measure_thickness,
+    morphomnist,
+    morphomnist_covariates,
+    set_intensity,
+    set_thickness,
+)
+
+__all__ = [
+    "BrainNoise",
+    "brain_image",
+    "brain_phantom",
+    "draw_brain_noise",
+    "load_morphomnist",
+    "load_morphomnist_covariates",
+    "measure_brain_volumes",
+    "measure_intensity",
+    "measure_thickness",
+    "morphomnist",
+    "morphomnist_covariates",
+    "sample_brain_phantom",
+    "set_intensity",
+    "set_thickness",
+]
