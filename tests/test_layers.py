@@ -24,11 +24,13 @@ LAYERS: dict[int, tuple[str, ...]] = {
         " < graph._terms < graph.expression < graph._evaluate < graph.estimand"
         " < graph._hedge graph._views < graph._search < graph.identify"
         " < graph._worlds graph.bounds < graph.counterfactual < graph.hgraph < graph",
+        "_recipe",
         "metrics.structure < metrics.distribution < metrics.counterfactual < metrics",
     ),
     2: (
         "mechanisms.base"
         " < mechanisms.gaussian mechanisms.flows mechanisms.discrete"
+        " mechanisms.low_level mechanisms.hierarchical < mechanisms.networks"
         " < mechanisms.neural < mechanisms.sem < mechanisms",
         "infer.acyclicity < infer.priors < infer.guides < infer.elbo < infer.adversarial"
         " < infer.checkpoint < infer._program < infer._batches < infer._steps < infer._faults"
@@ -36,13 +38,13 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     3: (
         "_particles < _evidence < _predictive < _result < effects < _provenance < _statements"
-        " < program < _identified < queries < datasets.* < datasets",
+        " < program < _identified < queries < datasets._* < datasets.[!_]* < datasets",
         "program < methods.* < methods",
     ),
     4: ("export < _graph_picture < plots",),
 }
 LAZY_LAYER = 4  # may also be imported by the layer below it, inside a function
-LAZY_PACKAGES = {"arviz", "matplotlib", "sklearn"}
+LAZY_PACKAGES = {"arviz", "matplotlib", "skimage", "sklearn"}
 MAX_LINES = 400
 
 

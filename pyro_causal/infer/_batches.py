@@ -27,7 +27,8 @@ class TensorBatches:
 
     **Arguments**
 
-    - ``data``: what `arguments` takes, all of it tensors of shape ``[N, ...]``.
+    - ``data``: what `arguments` takes, all of it tensors of shape ``[N, ...]``, or dicts of such
+      as keyword arguments.
     - ``batch_size``: rows in a batch (the last one may have fewer); ``None`` for all at once.
     - ``training``: draw a new order for each pass, from torch's global generator; if not, keep the
       order, and take ``batch_size`` as a limit.
@@ -41,7 +42,11 @@ class TensorBatches:
         labels = {f"{name}[{i}]": tensor for i, tensor in enumerate(self.args)}
         if isinstance(data, Tensor):
             labels = {name: data}
-        labels |= {f"{name}['{key}']": tensor for key, tensor in self.kwargs.items()}
+        for key, value in self.kwargs.items():
+            if isinstance(value, Mapping) and value:
+                labels |= {f"{name}['{key}']['{inner}']": x for inner, x in value.items()}
+            else:
+                labels[f"{name}['{key}']"] = value
         self.rows = _checked_rows(labels)
         self.size = _checked_size(batch_size, self.rows, training, name)
         self.whole = batch_size is None
@@ -62,8 +67,15 @@ class TensorBatches:
 
     def _rows(self, index: Tensor) -> object:
         if self.kwargs:
-            return {key: x[index.to(x.device)] for key, x in self.kwargs.items()}
-        return tuple(x[index.to(x.device)] for x in self.args)
+            return {key: _take(value, index) for key, value in self.kwargs.items()}
+        return tuple(_take(x, index) for x in self.args)
+
+
+def _take(value: Any, index: Tensor) -> Any:
+    """Rows of a tensor, or of each tensor of a dict."""
+    if isinstance(value, Mapping):
+        return {key: _take(x, index) for key, x in value.items()}
+    return value[index.to(value.device)]
 
 
 def _checked_rows(labels: Mapping[str, object]) -> int:

@@ -56,8 +56,9 @@ def fit(
     - ``loss``: an ELBO, or a function ``(model, guide, *args, **kwargs)`` to a scalar tensor.
     - ``epochs``: how many passes in total, those before a resume included.
     - ``data``: a tensor or a tuple of tensors (arguments by position) or a dict of tensors (by
-      keyword), each ``[N, ...]``; or a ``Dataset``, ``DataLoader`` or other iterable of batches in
-      these forms; ``None`` calls model and guide without arguments, one step an epoch.
+      keyword), each ``[N, ...]``; a keyword argument may itself be a dict of tensors, as in
+      ``{"data": {"x": x, "y": y}}``; or a ``Dataset``, ``DataLoader`` or other iterable of
+      batches in these forms; ``None`` calls model and guide without arguments, one step an epoch.
     - ``batch_size``: rows per step, in a new random order each epoch; by default all. Scaling is
       the model's affair: ``pyro.plate("n", N, subsample_size=len(x))``.
     - ``optim``: an optimiser of ``pyro.optim``; or a torch optimiser, or a function from the list

@@ -13,10 +13,12 @@ from pyro.util import ignore_jit_warnings
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-__all__ = ["ContextNetwork", "ContinuousMechanism", "Mechanism"]
+from pyro_causal._recipe import Recorded
+
+__all__ = ["ContextNetwork", "ContinuousMechanism", "Mechanism", "Recorded"]
 
 
-class Mechanism(nn.Module):
+class Mechanism(Recorded):
     r"""A conditional distribution :math:`p(x \mid \mathrm{pa})` as a module: parents in, site out.
 
     Use it in a program as ``x = pyro.sample("x", mechanism(pa1, pa2))``. A root is a mechanism

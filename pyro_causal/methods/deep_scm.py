@@ -1,0 +1,264 @@
+"""Deep structural causal models: a mechanism for each variable, and one guide for all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import networkx as nx
+import pyro
+import torch
+import torch.nn.functional as F
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule, pyro_method
+from torch import Tensor, nn
+
+from pyro_causal._recipe import Recorded, build, describe
+from pyro_causal.infer import checkpoint
+from pyro_causal.infer.elbo import MeanFieldELBO
+from pyro_causal.infer.guides import Completion
+from pyro_causal.mechanisms import AmortisedMechanism, ConditionalCategorical, Mechanism
+
+__all__ = ["DeepSCM"]
+
+Values = Mapping[str, Tensor | None]
+
+
+class DeepSCM(Recorded, PyroModule):
+    r"""A deep structural causal model, with amortised abduction.
+
+    .. math:: x_v = f_v(u_v; x_{\mathrm{pa}(v)}), \qquad v = 1, \ldots, V
+
+    Every variable is a site of :attr:`model`, in a plate of rows. An amortised mechanism has a
+    latent site besides, called `z` (or ``z_<variable>``, where there are several), which
+    :attr:`guide` draws from the mechanism's encoder. All other noise is abducted exactly, so
+    ``worlds``, ``query`` and ``CounterfactualPredictive`` answer from all three rungs.
+
+    Any variable may be missing from the evidence. What is missing without observed descendants
+    follows its own mechanism; the rest is drawn by ``completion``.
+
+    **Arguments**
+
+    - ``mechanisms``: for each variable its mechanism and the names of its parents, in the order in
+      which the mechanism declares them. Categorical parents are handed over one-hot.
+    - ``completion``: the distribution of missing variables given observed ones. It is trained by
+      itself, on complete rows: see :class:`~pyro_causal.infer.guides.Completion`.
+
+    **Shapes**: :attr:`model` and :attr:`guide` take a dict of observed tensors ``[N, *event]``;
+    without any they run on one row. Batches are complete data: nothing is rescaled.
+
+    **Raises**: ``ValueError`` for unknown parents, cycles, or a mechanism that declares another
+    number of parents.
+
+    **References**: *Deep structural causal models for tractable counterfactual inference*,
+    https://arxiv.org/abs/2006.06485, section 3. There, evidence must hold every variable.
+
+    **Example**::
+
+        >>> from pyro.distributions import constraints
+        >>> from pyro_causal import CounterfactualPredictive
+        >>> from pyro_causal.mechanisms import ConditionalAffine
+        >>> scm = DeepSCM(
+        ...     mechanisms={
+        ...         "t": (ConditionalAffine(support=constraints.positive), ()),
+        ...         "i": (ConditionalAffine(1, support=constraints.interval(64.0, 255.0)), ("t",)),
+        ...     }
+        ... )
+        >>> rows = {"t": torch.tensor([1.0, 2.0]), "i": torch.tensor([100.0, 200.0])}
+        >>> worlds = CounterfactualPredictive(scm.model, [{"t": 3.0}], guide=scm.guide)(rows)
+        >>> worlds["i"].shape
+        torch.Size([1, 2, 2])
+    """
+
+    def __init__(
+        self,
+        *,
+        mechanisms: Mapping[str, tuple[Mechanism, Sequence[str]]],
+        completion: Completion | None = None,
+    ) -> None:
+        super().__init__()
+        self.parents = {name: tuple(parents) for name, (_, parents) in mechanisms.items()}
+        self.mechanisms = nn.ModuleDict({name: m for name, (m, _) in mechanisms.items()})
+        self.completion = completion
+        self.graph = _graph(self.parents)
+        self.order = tuple(nx.lexicographical_topological_sort(self.graph))
+        amortised = [n for n in self.order if isinstance(self._mechanism(n), AmortisedMechanism)]
+        self.latents = {n: "z" if len(amortised) == 1 else f"z_{n}" for n in amortised}
+        self._check_mechanisms()
+
+    @pyro_method
+    def model(self, data: Values | None = None) -> dict[str, Tensor]:
+        """Sample every variable given its parents; return the values by name."""
+        observed = self._observed(data)
+        values: dict[str, Tensor] = {}
+        with self._rows(observed):
+            for name in self.order:
+                values[name] = self._sample(name, values, observed.get(name))
+        return values
+
+    @pyro_method
+    def guide(self, data: Values | None = None) -> dict[str, Tensor]:
+        """Sample what the data leave open: missing variables, then the latents of the others."""
+        observed = self._observed(data)
+        values = dict(observed)
+        with self._rows(observed):
+            for name in self.order:
+                if name in values:
+                    continue
+                if nx.descendants(self.graph, name).isdisjoint(observed):
+                    values[name] = self._sample(name, values)
+                else:
+                    values[name] = pyro.sample(name, self._complete(name, values))
+            for name in self.latents:
+                if name in observed:
+                    mechanism, parents = self._mechanism(name), self._parents(name, values)
+                    pyro.sample(self.latents[name], mechanism.posterior(values[name], *parents))
+        return values
+
+    def loss(self, *, num_particles: int = 1, beta: float = 1.0) -> MeanFieldELBO:
+        r"""The negative evidence lower bound, with the divergence of latents in closed form.
+
+        A latent that costs :math:`\beta > 1` times its divergence leaves to the parents of an image
+        what the parents can tell, so that an intervention on them shows.
+
+        Particles are vectorised: encoders run once for all of them, and decoders once, on all of
+        them as one batch, so that a batch normalisation takes its statistics once.
+        """
+        return MeanFieldELBO(
+            beta=beta,
+            num_particles=num_particles,
+            vectorize_particles=num_particles > 1,
+            max_plate_nesting=1,
+        )
+
+    def set_normalisation(self, data: Mapping[str, Tensor]) -> Self:
+        """Fix the constants of all mechanisms, and of the completion, from complete data."""
+        for name in self.order:
+            self._mechanism(name).set_normalisation(data[name], *self._parents(name, data))
+        if self.completion is not None:
+            self.completion.set_normalisation(data)
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole model, networks included, as tensors and plain values.
+
+        **Raises**: ``ValueError`` for a network whose constructor's arguments cannot be told:
+        derive it from :class:`pyro_causal.mechanisms.Recorded`.
+        """
+        content = {"recipe": describe(self), "state": self.state_dict()}
+        checkpoint.save(path, content)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, classes: Iterable[type] = ()) -> DeepSCM:
+        """Read what :meth:`save` wrote, in evaluation mode, on the CPU.
+
+        **Arguments**: ``classes``, of networks that are not from torch or this package.
+
+        **Raises**: ``ValueError`` if the file cannot be read, or holds another class.
+        """
+        content = checkpoint.load(path)
+        checkpoint.check_layout(content, {"recipe": dict, "state": dict}, path=path)
+        scm = build(content["recipe"], classes=[cls, *classes])
+        scm.load_state_dict(content["state"])
+        scm.eval()
+        return scm
+
+    def _sample(
+        self, name: str, values: Mapping[str, Tensor], observed: Tensor | None = None
+    ) -> Tensor:
+        """One site, after its latent if it has one."""
+        mechanism, parents = self._mechanism(name), self._parents(name, values)
+        if isinstance(mechanism, AmortisedMechanism):
+            z = pyro.sample(self.latents[name], mechanism.prior())
+            return pyro.sample(name, mechanism(z, *parents), obs=mechanism.dequantise(observed))
+        return pyro.sample(name, mechanism(*parents), obs=observed)
+
+    def _parents(self, name: str, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """The values of a variable's parents, categories one-hot."""
+        dtype = self._mechanism(name).context_loc.dtype
+        parents = []
+        for parent in self.parents[name]:
+            mechanism, value = self._mechanism(parent), values[parent]
+            if isinstance(mechanism, ConditionalCategorical):
+                value = F.one_hot(value.long(), mechanism.categories).to(dtype)
+            parents.append(value)
+        return parents
+
+    def _complete(self, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
+        if self.completion is None or name not in self.completion.heads:
+            below = sorted(nx.descendants(self.graph, name) & set(values))
+            raise ValueError(
+                f"At site '{name}', the value is missing and {below} are observed, which depend on "
+                f"it: expected a completion for '{name}'. Observe it, or give "
+                "DeepSCM(..., completion=Completion(...)) and train it."
+            )
+        return self.completion(name, values)
+
+    def _rows(self, observed: Mapping[str, Tensor]) -> Any:
+        sizes = {len(value) for value in observed.values()}
+        return pyro.plate("rows", sizes.pop() if sizes else 1, dim=-1)
+
+    def _observed(self, data: Values | None) -> dict[str, Tensor]:
+        """What is there of the data, checked."""
+        observed = {name: value for name, value in (data or {}).items() if value is not None}
+        rows = {}
+        for name, value in observed.items():
+            if name not in self.parents:
+                raise ValueError(
+                    f"At site '{name}', there is no such variable: expected some of "
+                    f"{sorted(self.parents)}. Check the spelling, or leave it out."
+                )
+            event = getattr(self._mechanism(name), "event_shape", ())
+            if value.dim() == 0 or value.shape[1:] != torch.Size(event):
+                raise ValueError(
+                    f"At site '{name}', wrong shape: expected [N, {', '.join(map(str, event))}], "
+                    f"got {tuple(value.shape)}. Give one row per unit."
+                )
+            rows[name] = len(value)
+        if len(set(rows.values())) > 1:
+            counts = ", ".join(f"'{name}' has {n}" for name, n in rows.items())
+            raise ValueError(f"Rows do not match: expected equally many, but {counts}. Align them.")
+        return observed
+
+    def _check_mechanisms(self) -> None:
+        for name, parents in self.parents.items():
+            mechanism = self._mechanism(name)
+            expected = [self._event_shape(parent) for parent in parents]
+            if list(mechanism.parent_shapes) != expected:
+                raise ValueError(
+                    f"At site '{name}', the mechanism declares parents of event shapes "
+                    f"{[tuple(s) for s in mechanism.parent_shapes]}: expected those of {parents}, "
+                    f"{[tuple(s) for s in expected]}. Declare them with parents={expected}."
+                )
+
+    def _mechanism(self, name: str) -> Any:
+        return self.mechanisms[name]
+
+    def _event_shape(self, name: str) -> torch.Size:
+        """Of a variable as a parent: a category is one-hot."""
+        mechanism = self._mechanism(name)
+        if isinstance(mechanism, ConditionalCategorical):
+            return torch.Size([mechanism.categories])
+        return torch.Size(getattr(mechanism, "event_shape", ()))
+
+
+def _graph(parents: Mapping[str, Sequence[str]]) -> nx.DiGraph:
+    """The causal graph, checked."""
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    graph.add_nodes_from(parents)
+    for name, above in parents.items():
+        for parent in above:
+            if parent not in parents:
+                raise ValueError(
+                    f"At site '{name}', there is no mechanism for the parent '{parent}': expected "
+                    f"some of {sorted(parents)}. Add one, or check the spelling."
+                )
+            graph.add_edge(parent, name)
+    if not nx.is_directed_acyclic_graph(graph):
+        cycle = [a for a, _ in nx.find_cycle(graph)]
+        raise ValueError(
+            f"The variables {cycle} are each other's ancestors: expected no cycle. Take away one "
+            "of these parents."
+        )
+    return graph
