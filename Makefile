@@ -37,9 +37,10 @@ format: $(VENV)/.installed-dev  ## rewrite the sources in the house format
 docs: $(VENV)/.installed-docs  ## build the documentation; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -n docs docs/_build
 
-bench: $(VENV)/.installed-bench  ## time the handlers against plain Pyro and ChiRho, identification against y0
+bench: $(VENV)/.installed-bench  ## time handlers (against ChiRho), identification (against y0) and deep models
 	$(BIN)/python benchmarks/handlers.py
 	$(BIN)/python benchmarks/graphs.py
+	$(BIN)/python benchmarks/counterfactual_images.py
 
 clean:  ## remove everything that a target made
 	rm -rf $(VENV) build out docs/_build docs/reference *.egg-info

@@ -24,6 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def steps(scm: Any, data: Mapping[str, Tensor]) -> dict[str, Callable[[], object
         loss.differentiable_loss(scm.model, scm.guide, data).backward()
         optimiser.step()
 
-    return {name: (lambda loss=loss: step(loss)) for name, loss in losses.items()}
+    return {name: partial(step, loss) for name, loss in losses.items()}
 
 
 def questions(scm: Any, data: Mapping[str, Tensor]) -> dict[str, Callable[[], object]]:
@@ -79,9 +80,13 @@ def questions(scm: Any, data: Mapping[str, Tensor]) -> dict[str, Callable[[], ob
     def ask(*joint: Mapping[str, float]) -> None:
         CounterfactualPredictive(scm.model, list(joint), guide=scm.guide)(data)
 
+    def one_by_one() -> None:
+        for action in actions:
+            ask(action)
+
     return {
-        "eight worlds together": lambda: ask(*actions),
-        "eight worlds one by one": lambda: [ask(action) for action in actions],
+        "eight worlds together": partial(ask, *actions),
+        "eight worlds one by one": one_by_one,
     }
 
 

@@ -20,7 +20,7 @@ copyright = f"2026, {author}"
 release = version = pyro_causal.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
@@ -35,6 +35,11 @@ html_copy_source = False
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
+
+# Tutorials are notebooks, which the build runs; an error in one of them is an error of the build.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
 
 default_role = "code"
 add_module_names = False

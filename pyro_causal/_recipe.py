@@ -1,19 +1,22 @@
 """Modules as plain values, so that a file of tensors and plain values can hold a whole model.
 
-A recipe names a class and the arguments that make an instance. Where they come from, in this order:
-what :class:`Recorded` has kept; the children of a ``torch.nn.Sequential``; else the attributes that
-bear the names of the constructor's arguments, as those of ``torch.nn`` and of constraints do.
+A recipe names a class and the arguments that make an instance. Where they come from: what
+:class:`Recorded` has kept; of torch's containers, their children; of other modules of torch and of
+constraints, the attributes that bear the names of the constructor's arguments.
 Reading a recipe executes no code from the file: it calls classes of torch, Pyro and this package,
 and those that the reader hands over.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
@@ -39,12 +42,15 @@ class Recorded(nn.Module):
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Bind the arguments to their names."""
+        """Keep the arguments, and their containers as they are now."""
         self = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
-        arguments = {name: bound.arguments[name] for name in [*bound.arguments][1:]}
-        self.__dict__["_arguments"] = arguments  # nn.Module cannot set attributes yet
+        recorded = [_kept(arg) for arg in args], {name: _kept(arg) for name, arg in kwargs.items()}
+        self.__dict__["_arguments"] = recorded  # nn.Module cannot set attributes yet
         return self
+
+
+def _kept(argument: Any) -> Any:
+    return copy.copy(argument) if isinstance(argument, list | dict) else argument
 
 
 def describe(value: Any) -> Any:
@@ -52,10 +58,14 @@ def describe(value: Any) -> Any:
 
     **Raises**: ``ValueError`` for an object whose arguments cannot be told, by name.
     """
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, PLAIN):
         return value
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [describe(entry) for entry in value]
+    if isinstance(value, tuple):
+        return tuple(describe(entry) for entry in value)
     if isinstance(value, Mapping):
         return {"mapping": [[name, describe(entry)] for name, entry in value.items()]}
     if not isinstance(value, nn.Module | Constraint):
@@ -63,61 +73,71 @@ def describe(value: Any) -> Any:
             f"A {type(value).__name__} cannot be saved: expected modules, constraints, "
             "numbers, strings and collections of them as arguments. Give a function as a module."
         )
-    return {"class": _path(type(value)), "arguments": describe(_arguments(value))}
+    args, kwargs = _arguments(value)
+    return {"class": _path(type(value)), "args": describe(args), "kwargs": describe(kwargs)}
 
 
 def build(recipe: Any, *, classes: Iterable[type] = ()) -> Any:
     """Make what `describe` described.
 
-    Tuples come back as lists. **Arguments**: ``classes``, those outside of torch, Pyro and this
-    package that the recipe may call.
+    **Arguments**: ``classes``, those outside of torch, Pyro and this package that the recipe may
+    call. One that has moved to another module since is told by its name.
 
-    **Raises**: ``ValueError`` for any other class, and for one that no longer exists.
+    **Raises**: ``ValueError`` for any other class, for one that no longer exists, and for a recipe
+    that is damaged.
     """
-    known = {_path(cls): cls for cls in classes}
-    return _build(recipe, known)
+    try:
+        return _build(recipe, {_path(cls): cls for cls in classes})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            "An object cannot be made from the file: expected a class and its arguments as this "
+            f"package writes them, got other ones ({type(error).__name__}: {error}). Load it with "
+            "the versions that wrote it, or restore a copy."
+        ) from error
 
 
 def _build(recipe: Any, known: Mapping[str, type]) -> Any:
-    if isinstance(recipe, list):
-        return [_build(entry, known) for entry in recipe]
+    if isinstance(recipe, list | tuple):
+        return type(recipe)(_build(entry, known) for entry in recipe)
     if not isinstance(recipe, dict):
         return recipe
-    if "mapping" in recipe:
-        return {name: _build(entry, known) for name, entry in recipe["mapping"]}
+    if "mapping" in recipe:  # ordered, as nn.Sequential wants its children
+        return OrderedDict((name, _build(entry, known)) for name, entry in recipe["mapping"])
     cls = _find(recipe["class"], known)
-    arguments = _build(recipe["arguments"], known)
-    if isinstance(arguments, list):
-        return cls(*arguments)
-    return cls(**arguments)
+    return cls(*_build(recipe["args"], known), **_build(recipe["kwargs"], known))
 
 
 def _path(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def _arguments(value: Any) -> dict[str, Any] | list[Any]:
+def _arguments(value: Any) -> tuple[list[Any], dict[str, Any]]:
     """The arguments that make an equal object (of a module: but for its parameters)."""
     if isinstance(value, Recorded):
-        recorded: dict[str, Any] = value.__dict__["_arguments"]
+        recorded: tuple[list[Any], dict[str, Any]] = value.__dict__["_arguments"]
         return recorded
-    if isinstance(value, nn.Sequential):
-        return list(value)
+    if type(value) in (nn.Sequential, nn.ModuleDict):
+        return [OrderedDict(value.named_children())], {}
+    if type(value) is nn.ModuleList:
+        return [[*value]], {}
+    ours = isinstance(value, Constraint) or _trusted(_path(type(value))) is type(value)
     arguments = {}
     for name, parameter in inspect.signature(type(value).__init__).parameters.items():
         if name in ("self", "device", "dtype"):
             continue
         found = getattr(value, name, getattr(value, f"_{name}", inspect.Parameter.empty))
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        if found is inspect.Parameter.empty:
+            if isinstance(value, Constraint) or not value.state_dict():
+                continue  # torch's activations take any, and ignore them
+            found = inspect.Parameter.empty
+        if not ours or found is inspect.Parameter.empty:
             raise ValueError(
-                f"A {type(value).__name__} cannot be saved: expected an attribute for each "
-                f"argument of its constructor, found none for '{name}'. Keep the argument as "
-                f"self.{name}, or derive the class from pyro_causal.mechanisms.Recorded."
+                f"A {type(value).__name__} cannot be saved: expected a module that keeps the "
+                f"arguments of its constructor, and cannot tell '{name}'. Derive its class from "
+                "pyro_causal.mechanisms.Recorded."
             )
         arguments[name] = found is not None if name == "bias" else found
-    return arguments
+    return [], arguments
 
 
 def _find(path: str, known: Mapping[str, type]) -> type:
@@ -126,18 +146,35 @@ def _find(path: str, known: Mapping[str, type]) -> type:
         return known[path]
     module, _, name = path.partition(":")
     if not f"{module}.".startswith(TRUSTED):
+        for cls in known.values():
+            if cls.__qualname__ == name:
+                return cls
         raise ValueError(
             f"The file holds an object of the class '{path}': expected one of torch, Pyro or "
             f"pyro_causal, or of {sorted(known)}. If you trust the file, hand over the class: "
             f"load(path, classes=[{name}])."
         )
-    found: Any = importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module | Constraint)):
+    found = _trusted(path)
+    if found is None:
         raise ValueError(
             f"The file holds an object of the class '{path}', which does not exist: expected one "
             f"of torch {torch.__version__} and this version of pyro_causal. Load it with the "
             "versions that wrote it."
         )
     return found
+
+
+def _trusted(path: str) -> type | None:
+    """The module or constraint of that path, if torch, Pyro or this package define it."""
+    module, _, name = path.partition(":")
+    if not f"{module}.".startswith(TRUSTED):
+        return None
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError:
+        return None
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module | Constraint)):
+        return None
+    return found if f"{found.__module__}.".startswith(TRUSTED) else None

@@ -398,6 +398,39 @@ def test_tensor_batches_cut_all_tensors_alike() -> None:
     assert torch.equal(next(iter(ordered))["a"], data["a"])
 
 
+def test_a_keyword_may_be_a_dict_of_tensors() -> None:
+    columns = {"a": torch.arange(7), "b": torch.arange(14).reshape(7, 2)}
+    data = {"data": columns, "w": 10 * torch.arange(7)}
+    batches = TensorBatches(data, batch_size=3)
+    for _ in range(2):
+        parts = list(batches)
+        assert [{*part} for part in parts] == [{"data", "w"}] * 3
+        assert [part["data"]["b"].shape for part in parts] == [(3, 2), (3, 2), (1, 2)]
+        assert all(torch.equal(part["data"]["b"][:, 0], 2 * part["data"]["a"]) for part in parts)
+        assert all(torch.equal(part["w"], 10 * part["data"]["a"]) for part in parts)
+        assert sorted(torch.cat([part["w"] for part in parts]).tolist()) == data["w"].tolist()
+    assert next(iter(TensorBatches(data, batch_size=None)))["data"] is columns
+    assert batches.signature.keys() == {"['data']['a']", "['data']['b']", "['w']"}
+
+
+def columns_program() -> tuple[Callable, Callable]:
+    """What `closure` makes, with a dict as its one argument."""
+    model, guide = closure()
+    return (lambda data: model(data["x"])), (lambda data: guide(data["x"]))
+
+
+@pytest.mark.parametrize("optim", ["torch", "pyro"])
+def test_training_on_a_dict_is_training_on_its_tensors(
+    optim: str, x: Tensor, tmp_path: Path
+) -> None:
+    wrapped = {"data": {"data": {"x": x}}, "validation": {"data": {"x": x[:4]}}}
+    expected = train(closure, optim, 0, data=x, validation=x[:4])
+    history, final, _ = train(columns_program, optim, 0, **wrapped)
+    assert history == expected[0]
+    assert same(final, expected[1])
+    check_resume(tmp_path / "run.pt", 8, ctrl_c, columns_program, optim, **wrapped)
+
+
 # --- Modes, validation, early stopping ------------------------------------------------------------
 
 
@@ -1377,6 +1410,24 @@ def rows(n: int, *, bad: float | None = None) -> Tensor:
         ({"data": (rows(3), rows(4))}, ValueError, r"data\[0\] has 3, data\[1\] has 4"),
         ({"data": (rows(3), [1])}, TypeError, r"data\[1\] is no tensor.*got list"),
         ({"data": {"y": np.ones(3)}}, TypeError, r"got ndarray. Convert it with torch.as_tensor"),
+        (
+            {"data": {"d": {"y": rows(3, bad=math.nan)}}},
+            ValueError,
+            r"data\['d'\]\['y'\] is not fin",
+        ),
+        (
+            {"data": {"d": {"y": rows(3)}, "w": rows(4)}},
+            ValueError,
+            r"\['d'\]\['y'\] has 3, data\['w'",
+        ),
+        ({"data": {"d": {"y": rows(0)}}}, ValueError, r"data\['d'\]\['y'\] has no rows"),
+        ({"data": {"d": {"y": [1, 2]}}}, TypeError, r"data\['d'\]\['y'\] is no tensor.*got list"),
+        (
+            {"data": {"d": {"y": {"z": rows(3)}}}},
+            TypeError,
+            r"\['d'\]\['y'\] is no tensor.*got dict",
+        ),
+        ({"data": {"d": {}}}, TypeError, r"data\['d'\] is no tensor.*got dict"),
         ({"data": rows(3), "batch_size": 4}, ValueError, "batch_size=4 does not fit data.*1 to 3"),
         ({"data": rows(3), "batch_size": 0}, ValueError, "batch_size=0 does not fit"),
         (

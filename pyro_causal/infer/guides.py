@@ -40,6 +40,9 @@ class Completion(Recorded, PyroModule):
 
     **Shapes**: see :meth:`forward`.
 
+    **Raises**: ``ValueError`` for rows that are not complete in training, a network that returns
+    another shape, and a variable without network that is neither a scalar nor a category.
+
     **References**: *Variational autoencoder with arbitrary conditioning*,
     https://arxiv.org/abs/1806.02382 (random masks); *Inference compilation and universal
     probabilistic programming*, https://arxiv.org/abs/1610.09900 (this divergence, there under draws
@@ -94,6 +97,7 @@ class Completion(Recorded, PyroModule):
     @pyro_method
     def model(self, data: Mapping[str, Tensor]) -> None:
         """Score every variable given random others; ``data`` are complete rows ``[N, *event]``."""
+        self._require_complete(data)
         features = {name: self._features(name, data[name]) for name in self.sizes}
         rows = len(next(iter(data.values())))
         with pyro.plate("rows", rows, dim=-1):
@@ -108,6 +112,7 @@ class Completion(Recorded, PyroModule):
 
     def set_normalisation(self, data: Mapping[str, Tensor]) -> Self:
         """Fix the constants of features and heads from complete rows."""
+        self._require_complete(data)
         for k, (name, size) in enumerate(self.sizes.items()):
             if size == 1 and name not in self.networks:
                 scale, loc = torch.std_mean(data[name].to(self.loc), correction=0)
@@ -121,15 +126,34 @@ class Completion(Recorded, PyroModule):
             )
         return self
 
+    def _require_complete(self, data: Mapping[str, Tensor]) -> None:
+        if missing := sorted({*self.sizes} - {*data}):
+            raise ValueError(
+                f"Completion: {missing} are missing: expected complete rows. Train it on rows that "
+                "hold every variable in sizes."
+            )
+
     def _features(self, name: str, value: Tensor) -> Tensor:
         """The features of a variable, ``(*batch, size)``."""
         size = self.sizes[name]
         if name in self.networks:
-            network: Any = self.networks[name]
             batch = value.shape[: value.dim() - self.event_dims[name]]
-            return network(value.flatten(0, len(batch) - 1)).unflatten(0, batch)
+            rows = value.reshape(batch.numel(), *value.shape[len(batch) :])
+            features: Tensor = self.networks[name](rows)
+            if features.shape != (expected := (len(rows), size)):
+                raise ValueError(
+                    f"Completion: the network of '{name}' returns {tuple(features.shape)}: "
+                    f"expected {expected}. Change its last layer, or the size in sizes."
+                )
+            return features.reshape(*batch, size)
         if size > 1:
-            return F.one_hot(value.long(), size).to(self.loc)
+            category = value.long()
+            if not ((category == value) & (category >= 0) & (category < size)).all():
+                raise ValueError(
+                    f"Completion: the values of '{name}' are no categories below {size}: expected "
+                    "whole numbers, since it has no network. Give one, or another size."
+                )
+            return F.one_hot(category, size).to(self.loc)
         k = list(self.sizes).index(name)
         return ((value - self.loc[k]) / self.scale[k]).unsqueeze(-1)
 

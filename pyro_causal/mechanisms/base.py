@@ -215,7 +215,7 @@ class ContinuousMechanism(Mechanism):
         self.scale.copy_(scale)
 
 
-class ContextNetwork(nn.Module):
+class ContextNetwork(Recorded):
     """The parameters of a distribution as a function of the context.
 
     It starts at zero whatever the context, so that a mechanism starts at its base measure. Without

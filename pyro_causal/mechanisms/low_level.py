@@ -64,7 +64,8 @@ class SoftLogitTransform(Transform):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SoftLogitTransform) and other.softness == self.softness
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return hash(self.softness)
 
     def _call(self, y: Tensor) -> Tensor:
         k = self.softness
@@ -77,8 +78,23 @@ class SoftLogitTransform(Transform):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """The logarithm of the slope at each element."""
         k = self.softness
-        slope = (x * x + k * k).rsqrt() + ((1 - x) ** 2 + k * k).rsqrt()
+        root = x.new_tensor(k)
+        slope = 1 / torch.hypot(x, root) + 1 / torch.hypot(1 - x, root)  # squares would overflow
         return slope.log() - math.log(self._half_range)
+
+
+class _Division(AffineTransform):
+    """Division by a scale, which may have more batch axes than the value."""
+
+    def __init__(self, divisor: Tensor, cache_size: int = 0) -> None:
+        super().__init__(torch.zeros_like(divisor), 1 / divisor, cache_size=cache_size)
+        self.divisor = divisor
+
+    def with_cache(self, cache_size: int = 1) -> _Division:
+        return _Division(self.divisor, cache_size)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return -self.divisor.log().expand(torch.broadcast_shapes(self.divisor.shape, x.shape))
 
 
 class ConditionalScale(Recorded):
@@ -127,12 +143,21 @@ class ConditionalScale(Recorded):
         """Give the transform for these parents."""
         log_scale = self.log_scale + self.network(context)
         scale = log_scale.exp().reshape(*log_scale.shape[:-1], *[1] * self.event_dim)
-        divide = AffineTransform(torch.zeros_like(scale), 1 / scale)
+        divide = _Division(scale)
         if self.softness is None:
             return divide
         return ComposeTransform([divide, SoftLogitTransform(self.softness)])
 
     def set_normalisation(self, data: Tensor) -> Self:
-        """Start at the mean of the largest absolute elements of data ``[N, *event]``."""
-        self.log_scale.copy_(data.flatten(1).abs().amax(1).mean().log())
+        """Start at the mean of the largest absolute elements of data ``(*batch, *event)``.
+
+        **Raises**: ``ValueError`` if there is nothing but zeros.
+        """
+        scale = data.abs().flatten(-self.event_dim).amax(-1).mean()
+        if not scale > 0:
+            raise ValueError(
+                "ConditionalScale: all data are zero: expected values with a scale. Give other "
+                "data, or leave low_level out."
+            )
+        self.log_scale.copy_(scale.log())
         return self

@@ -132,13 +132,13 @@ class ConvDecoder(_ConvNetwork):
     r""":math:`z` and the parents to an image: parents turn the gain and shift of every layer.
 
     **Arguments**: as :class:`ConvEncoder`; ``outputs``, how many numbers for each element (see
-    :attr:`~pyro_causal.mechanisms.neural.AmortisedExplicit.outputs`); ``whole``, whether it sees the
-    part of :math:`z` that tells of the whole image (with a :class:`ConvPrior` it need not); ``bounded``, send the first
-    of them, the location, through a sigmoid with a learnt gain.
+    :attr:`~pyro_causal.mechanisms.neural.AmortisedExplicit.outputs`); ``whole``, whether it sees
+    the part of :math:`z` that tells of the whole image (with a :class:`ConvPrior` it need not);
+    ``bounded``, send the first of the outputs, the location, through a sigmoid with a learnt gain.
 
     **Shapes**: z ``[B, size]``, parents ``[B, features]``; result ``[B, outputs * C, H, W]``.
 
-    **Raises**: as :class:`ConvEncoder`.
+    **Raises**: as :class:`ConvEncoder`, and for a decoder that would see nothing of :math:`z`.
 
     **References**: *FiLM: visual reasoning with a general conditioning layer*,
     https://arxiv.org/abs/1709.07871, equation 2; *Real-time single image and video super-resolution
@@ -174,6 +174,11 @@ class ConvDecoder(_ConvNetwork):
             channels=channels,
             stages=stages,
         )
+        if not (whole or local):
+            raise ValueError(
+                "ConvDecoder: expected whole=True or a map, got neither: it would see nothing of "
+                "z. Give whole=True, or local=1 or more."
+            )
         self.stages = stages
         self.whole = nn.Linear(latent, channels * self.grid.numel()) if whole else None
         self.map = nn.Conv2d(local, channels, 3, padding=1) if local else None
@@ -184,6 +189,7 @@ class ConvDecoder(_ConvNetwork):
         self.last = nn.Conv2d(channels, 4**stages * outputs * event_shape[0], 3, padding=1)
         self.gain = nn.Parameter(torch.ones(())) if bounded else None
         if bounded:  # start dark: from grey, the first steps go to black, and the sigmoid saturates
+            assert self.last.bias is not None
             nn.init.constant_(self.last.bias[: 4**stages * event_shape[0]], -2.0)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -79,9 +79,9 @@ class AmortisedMechanism(Mechanism):
         self.latent_prior = latent_prior
         self.latent = latent
         self.event_shape = torch.Size(event_shape)
-        self.parent_supports = tuple(
-            parent_supports or [constraints.real] * len(self.parent_shapes)
-        )
+        if parent_supports is None:
+            parent_supports = [constraints.real] * len(self.parent_shapes)
+        self.parent_supports = tuple(parent_supports)
         if len(self.parent_supports) != len(self.parent_shapes):
             raise self._error(
                 ValueError,
@@ -114,7 +114,7 @@ class AmortisedMechanism(Mechanism):
         return dist.Normal(loc, F.softplus(scale) + MIN_SCALE).to_event(1)
 
     def dequantise(self, x: Tensor | None) -> Tensor | None:
-        """The value to observe: in training mode, whole grey levels become intervals."""
+        """The value to observe: in a step of training, whole grey levels become intervals."""
         return x
 
     def _encoded(self, x: Tensor, context: Tensor) -> Tensor:
@@ -158,7 +158,8 @@ class AmortisedExplicit(AmortisedMechanism):
     :math:`z`, the residual :math:`u` is abducted exactly, so a counterfactual keeps the detail that
     the decoder misses. :math:`h^{-1}` maps the ``support`` to the reals, then applies
     ``low_level``, which may depend on the parents. With :math:`z` from :meth:`posterior`, the
-    evidence lower bound has the divergence of :math:`z` in closed form (``TraceMeanField_ELBO``).
+    evidence lower bound has the divergence of :math:`z` in closed form, see
+    :class:`~pyro_causal.infer.elbo.MeanFieldELBO`.
 
     **Arguments** beside those of :class:`AmortisedMechanism`:
 
@@ -176,8 +177,8 @@ class AmortisedExplicit(AmortisedMechanism):
       the logit.
     - ``low_level``: a module from parents ``[*batch, features]`` to a transform of elements, such
       as :class:`~pyro_causal.mechanisms.low_level.ConditionalScale`.
-    - ``quantum``: width of a grey level. In training mode :meth:`dequantise` spreads a value
-      evenly over its level; else it leaves it alone.
+    - ``quantum``: width of a grey level. In training mode, with gradients enabled,
+      :meth:`dequantise` spreads a value evenly over its level; else it leaves it alone.
 
     **Shapes**: z ``(*batch, latent)``, parents ``(*batch, *event)``; batch shape their broadcast,
     event shape ``event_shape``. The encoder gets :math:`h^{-1}(x)`.
@@ -236,9 +237,12 @@ class AmortisedExplicit(AmortisedMechanism):
         self.quantum = quantum
         if scale == "shared":
             self.log_scale = nn.Parameter(torch.full(self.event_shape, -2.0))
-        elif scale != "network" and not (isinstance(scale, float) and scale > 0):
+        elif scale != "network" and not (type(scale) in (int, float) and scale > 0):
             fact = f"wrong scale: expected a positive number, 'shared' or 'network', got {scale!r}"
             raise self._error(ValueError, fact, "Give one of these")
+        if not self.event_shape:
+            fact = "wrong event: expected an event_shape of one axis or more, got ()"
+            raise self._error(ValueError, fact, "Give (1,), or another mechanism to a scalar")
 
     @property
     def outputs(self) -> int:
@@ -267,8 +271,8 @@ class AmortisedExplicit(AmortisedMechanism):
         return dist.TransformedDistribution(base, [*transforms, self._chart(context).inv])
 
     def dequantise(self, x: Tensor | None) -> Tensor | None:
-        """The value to observe: in training mode, spread evenly over its grey level."""
-        if x is None or not self.quantum or not self.training:
+        """The value to observe: in a step of training, spread evenly over its grey level."""
+        if x is None or not (self.quantum and self.training and torch.is_grad_enabled()):
             return x
         return x + self.quantum * torch.rand_like(x)
 

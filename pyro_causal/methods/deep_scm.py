@@ -48,8 +48,9 @@ class DeepSCM(Recorded, PyroModule):
     **Shapes**: :attr:`model` and :attr:`guide` take a dict of observed tensors ``[N, *event]``;
     without any they run on one row. Batches are complete data: nothing is rescaled.
 
-    **Raises**: ``ValueError`` for unknown parents, cycles, or a mechanism that declares another
-    number of parents.
+    **Raises**: ``ValueError`` for unknown parents, cycles, a mechanism that declares other parents,
+    a variable that bears the name of a latent or of the plate `rows`, or a completion for other
+    variables.
 
     **References**: *Deep structural causal models for tractable counterfactual inference*,
     https://arxiv.org/abs/2006.06485, section 3. There, evidence must hold every variable.
@@ -85,6 +86,7 @@ class DeepSCM(Recorded, PyroModule):
         self.order = tuple(nx.lexicographical_topological_sort(self.graph))
         amortised = [n for n in self.order if isinstance(self._mechanism(n), AmortisedMechanism)]
         self.latents = {n: "z" if len(amortised) == 1 else f"z_{n}" for n in amortised}
+        self._check_names()
         self._check_mechanisms()
 
     @pyro_method
@@ -99,19 +101,17 @@ class DeepSCM(Recorded, PyroModule):
 
     @pyro_method
     def guide(self, data: Values | None = None) -> dict[str, Tensor]:
-        """Sample what the data leave open: missing variables, then the latents of the others."""
+        """Sample what the data leave open: missing variables, and latents."""
         observed = self._observed(data)
         values = dict(observed)
         with self._rows(observed):
             for name in self.order:
-                if name in values:
-                    continue
-                if nx.descendants(self.graph, name).isdisjoint(observed):
-                    values[name] = self._sample(name, values)
-                else:
+                if name not in observed:
+                    if nx.descendants(self.graph, name).isdisjoint(observed):
+                        values[name] = self._sample(name, values)
+                        continue
                     values[name] = pyro.sample(name, self._complete(name, values))
-            for name in self.latents:
-                if name in observed:
+                if name in self.latents:
                     mechanism, parents = self._mechanism(name), self._parents(name, values)
                     pyro.sample(self.latents[name], mechanism.posterior(values[name], *parents))
         return values
@@ -129,11 +129,19 @@ class DeepSCM(Recorded, PyroModule):
             beta=beta,
             num_particles=num_particles,
             vectorize_particles=num_particles > 1,
-            max_plate_nesting=1,
+            max_plate_nesting=2,  # the rows, and worlds
         )
 
     def set_normalisation(self, data: Mapping[str, Tensor]) -> Self:
-        """Fix the constants of all mechanisms, and of the completion, from complete data."""
+        """Fix the constants of all mechanisms, and of the completion, from complete data.
+
+        **Raises**: ``ValueError`` if a variable is missing, and whatever the mechanisms raise.
+        """
+        if missing := sorted({*self.order} - {*self._observed(data)}):
+            raise ValueError(
+                f"At site '{missing[0]}', no data: expected values of all of {sorted(self.order)}, "
+                f"{missing} are missing. Give complete rows."
+            )
         for name in self.order:
             self._mechanism(name).set_normalisation(data[name], *self._parents(name, data))
         if self.completion is not None:
@@ -158,11 +166,21 @@ class DeepSCM(Recorded, PyroModule):
         **Raises**: ``ValueError`` if the file cannot be read, or holds another class.
         """
         content = checkpoint.load(path)
-        checkpoint.check_layout(content, {"recipe": dict, "state": dict}, path=path)
-        scm = build(content["recipe"], classes=[cls, *classes])
-        scm.load_state_dict(content["state"])
-        scm.eval()
-        return scm
+        scm = build(content.get("recipe"), classes=[cls, *classes])
+        if not isinstance(scm, cls):
+            raise ValueError(
+                f"'{path}' holds no {cls.__name__}: expected a file that its save wrote, got "
+                f"{'a ' + type(scm).__name__ if 'recipe' in content else sorted(content)}. What "
+                "fit wrote is read by fit and restore."
+            )
+        try:
+            scm.load_state_dict(content["state"], assign=True)  # in the precision that was saved
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"'{path}' holds a state that does not fit its model: {error}. Load it with the "
+                "versions that wrote it, or restore a copy."
+            ) from error
+        return scm.eval()
 
     def _sample(
         self, name: str, values: Mapping[str, Tensor], observed: Tensor | None = None
@@ -210,16 +228,35 @@ class DeepSCM(Recorded, PyroModule):
                     f"{sorted(self.parents)}. Check the spelling, or leave it out."
                 )
             event = getattr(self._mechanism(name), "event_shape", ())
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"At site '{name}', the value is no tensor: expected one row per unit, got "
+                    f"{type(value).__name__}. Convert it with torch.as_tensor."
+                )
             if value.dim() == 0 or value.shape[1:] != torch.Size(event):
+                shape = ", ".join(["N", *map(str, event)])
                 raise ValueError(
-                    f"At site '{name}', wrong shape: expected [N, {', '.join(map(str, event))}], "
-                    f"got {tuple(value.shape)}. Give one row per unit."
+                    f"At site '{name}', wrong shape: expected [{shape}], got {tuple(value.shape)}. "
+                    "Give one row per unit."
                 )
             rows[name] = len(value)
         if len(set(rows.values())) > 1:
             counts = ", ".join(f"'{name}' has {n}" for name, n in rows.items())
             raise ValueError(f"Rows do not match: expected equally many, but {counts}. Align them.")
         return observed
+
+    def _check_names(self) -> None:
+        if taken := sorted({"rows", *self.latents.values()} & {*self.parents}):
+            raise ValueError(
+                f"At site '{taken[0]}', two things of that name: expected no variables "
+                f"{sorted({'rows', *self.latents.values()})}, which are the plate and the latents. "
+                "Rename the variable."
+            )
+        if self.completion is not None and {*self.completion.sizes} != {*self.parents}:
+            raise ValueError(
+                f"The completion has sizes for {sorted(self.completion.sizes)}: expected "
+                f"{sorted(self.parents)}, so that it sees all evidence. Add what lacks."
+            )
 
     def _check_mechanisms(self) -> None:
         for name, parents in self.parents.items():
