@@ -81,7 +81,7 @@ PRESETS = {
         rows=400, epochs=2, completion_epochs=2, channels=16, tested=60, units=4, samples=2
     ),
     "cpu": Preset(
-        rows=8000, epochs=60, completion_epochs=20, channels=64, tested=1000, units=100, samples=32
+        rows=8000, epochs=45, completion_epochs=20, channels=64, tested=1000, units=100, samples=32
     ),
     "paper": Preset(
         rows=8000,
@@ -93,7 +93,7 @@ PRESETS = {
         samples=32,
     ),
 }
-BETA = 4.0
+BETA = 3.0  # more makes interventions act, less makes the way back shorter: chosen on validation
 BATCH = 128
 LATENT, LOCAL = 32, 4
 
