@@ -906,3 +906,19 @@ def test_a_completion_for_other_variables() -> None:
             mechanisms={"a": (GAUSSIAN(), ()), "b": (GAUSSIAN(1), ("a",))},
             completion=Completion({"a": head}, sizes={"a": 1}),
         )
+
+
+@pytest.mark.gpu
+def test_gpu_agrees_with_the_cpu() -> None:
+    scm, data = build().eval(), rows()
+    sites = poutine.trace(scm.guide).get_trace(data).nodes
+    data |= {name: sites[name]["value"] for name in scm.latents.values()}
+    found = []
+    for device in ("cpu", "cuda"):
+        there = {name: value.to(device) for name, value in data.items()}
+        latents = {name: there.pop(name) for name in scm.latents.values()}
+        seen = poutine.condition(copy.deepcopy(scm).to(device).model, latents)
+        trace = poutine.trace(worlds(seen, [{"t": 2.0}])).get_trace(there)
+        found.append((trace.log_prob_sum().cpu(), trace.nodes["x"]["value"].cpu()))
+    for cpu, gpu in zip(*found, strict=True):
+        torch.testing.assert_close(gpu, cpu, rtol=1e-4, atol=1e-4)
