@@ -51,6 +51,7 @@ from pyro_causal.mechanisms import (
     ConditionalBernoulli,
     ConditionalScale,
     ConditionalSpline,
+    ConditionalZoom,
     ConvDecoder,
     ConvEncoder,
     ConvPrior,
@@ -115,6 +116,7 @@ def image(
     event_shape: Sequence[int],
     stages: int,
     supports: Sequence[constraints.Constraint],
+    zoom: bool,
 ) -> AmortisedExplicit:
     """A variational autoencoder for images in grey levels 0 to 255, with these parents."""
     features = len(supports)
@@ -129,6 +131,7 @@ def image(
         parent_supports=supports,
         latent_prior=ConvPrior(LATENT, channels=channels, **shape),
         low_level=ConditionalScale(features, event_dim=3, softness=None),
+        geometry=ConditionalZoom(features) if zoom else None,
         min_scale=0.02,
         quantum=1.0,
     )
@@ -158,6 +161,7 @@ class Experiment:
     supports: ClassVar[Mapping[str, constraints.Constraint]]
     event_shape: ClassVar[tuple[int, int, int]]
     stages: ClassVar[int]
+    zoom: ClassVar[bool]  # whether parents set the size of what an image shows
     # What is missing, what is done, what is asked.
     gaps: ClassVar[Sequence[tuple[str, Action, str]]]
     pair: ClassVar[tuple[str, str]]  # of scalars whose densities are drawn
@@ -183,6 +187,7 @@ class Experiment:
                 event_shape=self.event_shape,
                 stages=self.stages,
                 supports=[self.supports[p] for p in edges["x"]],
+                zoom=self.zoom,
             ),
             edges["x"],
         )
@@ -243,7 +248,7 @@ class MorphoMNIST(Experiment):
     scalars: ClassVar = ("t", "i")
     parents: ClassVar = {"t": (), "i": ("t",), "x": ("t", "i")}
     supports: ClassVar = {"t": constraints.positive, "i": constraints.interval(60.0, 260.0)}
-    event_shape, stages = (1, 28, 28), 2
+    event_shape, stages, zoom = (1, 28, 28), 2, False
     gaps: ClassVar = (
         ("t", {"t": 1.5}, "i"),
         ("t", {"t": 4.0}, "i"),
@@ -318,12 +323,11 @@ class Brain(Experiment):
         "b": constraints.positive,
         "v": constraints.positive,
     }
-    event_shape, stages = (1, 64, 64), 3
+    event_shape, stages, zoom = (1, 64, 64), 3, True
     gaps: ClassVar = (
-        ("a", {"b": 1300.0}, "v"),
-        ("b", {"a": 75.0}, "v"),
+        ("a", {"b": 1300.0}, "a"),
+        ("b", {"a": 75.0}, "b"),
         ("v", {"a": 75.0}, "v"),
-        ("s", {"a": 75.0}, "b"),
     )
     pair: ClassVar = ("b", "v")
     shifts: ClassVar = {

@@ -5,7 +5,7 @@ from pyro_causal.mechanisms.discrete import ConditionalBernoulli, ConditionalCat
 from pyro_causal.mechanisms.flows import ConditionalAffine, ConditionalSpline, interval_around
 from pyro_causal.mechanisms.gaussian import ConditionalGaussian
 from pyro_causal.mechanisms.hierarchical import HierarchicalNormal
-from pyro_causal.mechanisms.low_level import ConditionalScale, SoftLogitTransform
+from pyro_causal.mechanisms.low_level import ConditionalScale, ConditionalZoom, SoftLogitTransform
 from pyro_causal.mechanisms.networks import ConvDecoder, ConvEncoder, ConvPrior
 from pyro_causal.mechanisms.neural import (
     AmortisedExplicit,
@@ -23,6 +23,7 @@ __all__ = [
     "ConditionalGaussian",
     "ConditionalScale",
     "ConditionalSpline",
+    "ConditionalZoom",
     "ContextNetwork",
     "ConvDecoder",
     "ConvEncoder",

@@ -129,7 +129,7 @@ class AmortisedMechanism(Mechanism):
         ]
         return super()._join(free)
 
-    def _run(self, network: nn.Module, shape: Sequence[int], *inputs: tuple[Tensor, int]) -> Tensor:
+    def _run(self, network: Any, shape: Sequence[int], *inputs: tuple[Tensor, int]) -> Tensor:
         """Call a network with the batches of its inputs broadcast and flattened to one axis."""
         shapes = [(x.shape[: x.dim() - n], x.shape[x.dim() - n :]) for x, n in inputs]
         batch = torch.Size(torch.broadcast_shapes(*(shape for shape, _ in shapes)))
@@ -177,6 +177,10 @@ class AmortisedExplicit(AmortisedMechanism):
       the logit.
     - ``low_level``: a module from parents ``[*batch, features]`` to a transform of elements, such
       as :class:`~pyro_causal.mechanisms.low_level.ConditionalScale`.
+    - ``geometry``: a module that places what the decoder draws as the parents say, such as
+      :class:`~pyro_causal.mechanisms.low_level.ConditionalZoom`, and with ``undo`` the other way
+      round for the encoder. So the networks see and draw images of one size, whatever their
+      parents; the residual stays where it is.
     - ``quantum``: width of a grey level. In training mode, with gradients enabled,
       :meth:`dequantise` spreads a value evenly over its level; else it leaves it alone.
 
@@ -218,6 +222,7 @@ class AmortisedExplicit(AmortisedMechanism):
         rank: int = 0,
         support: constraints.Constraint = constraints.real,
         low_level: nn.Module | None = None,
+        geometry: nn.Module | None = None,
         quantum: float = 0.0,
     ) -> None:
         super().__init__(
@@ -234,6 +239,7 @@ class AmortisedExplicit(AmortisedMechanism):
         self.rank = rank
         self.support = support
         self.low_level = low_level
+        self.geometry = geometry
         self.quantum = quantum
         if scale == "shared":
             self.log_scale = nn.Parameter(torch.full(self.event_shape, -2.0))
@@ -257,6 +263,8 @@ class AmortisedExplicit(AmortisedMechanism):
         event = self.event_shape
         shape = (self.outputs * event[0], *event[1:])
         out = self._run(self.decoder, shape, (z, 1), (context, 1))
+        if self.geometry is not None:
+            out = self._run(self.geometry, shape, (out, len(event)), (context, 1))
         loc, *rest = out.chunk(self.outputs, -len(event))
         scale = self._scale(loc, rest)
         transforms: list[Transform] = []
@@ -292,7 +300,10 @@ class AmortisedExplicit(AmortisedMechanism):
 
     def _encoded(self, x: Tensor, context: Tensor) -> Tensor:
         y: Tensor = self._chart(context)(x)
-        return y
+        if self.geometry is None:
+            return y
+        undo: Any = self.geometry.undo
+        return self._run(undo, self.event_shape, (y, len(self.event_shape)), (context, 1))
 
     def _set_value_constants(self, data: Tensor) -> None:
         self._require_support(data, self.support, "Give wider bounds")
