@@ -54,6 +54,7 @@ autodoc_type_aliases = {
     "Member": "Member",
     "Model": "Model",
     "Names": "Names",
+    "Network": "Network",
     "Samples": "Samples",
     "Values": "Values",
     "Variables": "Variables",
@@ -65,7 +66,7 @@ nitpick_ignore_regex = [
     (
         "py:.*",
         r"(arviz|collections|datetime|matplotlib|networkx|numpy|nx|os|pathlib|pyro|torch|typing|xarray|"
-        r"zuko)\..*|Axes|Figure|PathLike|Tensor|Action|Edges|Key|Member|Model|Names|Quantity|Regime|"
+        r"zuko)\..*|Axes|Figure|PathLike|Tensor|Action|Edges|Key|Member|Model|Names|Network|Quantity|Regime|"
         r"Samples|Values|Variables",
     ),
     ("py:.*", r"pyro_causal\.(.*\.)?(_.*|F|Levels)"),

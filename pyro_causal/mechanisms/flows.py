@@ -142,7 +142,8 @@ class ConditionalSpline(_Flow):
     **Warning**: the spline acts within ``bound`` standard deviations :math:`\sigma(\mathrm{pa})` of
     the location :math:`\mu(\mathrm{pa})`; further out it is the identity, so the tails are
     Gaussian. Abducting the noise of a value out there warns, unless Pyro's validation is off.
-    Without :meth:`set_normalisation` most data lies out there.
+    Without
+    :meth:`~pyro_causal.mechanisms.base.Mechanism.set_normalisation` most data lies out there.
 
     **Arguments**
 

@@ -68,7 +68,7 @@ class ConvEncoder(_ConvNetwork):
     - ``blocks``: residual layers at the lowest resolution.
 
     **Shapes**: image ``[B, C, H, W]``, parents ``[B, features]``; result ``[B, 2 * size]`` with
-    :attr:`size` :math:`= \mathrm{latent} + \mathrm{local} \cdot H W / 4^{\mathrm{stages}}`.
+    ``size`` :math:`= \mathrm{latent} + \mathrm{local} \cdot H W / 4^{\mathrm{stages}}`.
 
     **Raises**: ``ValueError`` if H or W is not divisible by :math:`2^{\mathrm{stages}}`.
 
