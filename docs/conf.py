@@ -40,6 +40,8 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
+nb_execution_in_temp = True
+nb_output_stderr = "remove"  # progress bars and their warnings
 
 default_role = "code"
 add_module_names = False
