@@ -30,7 +30,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     2: (
         "mechanisms.base"
         " < mechanisms.gaussian mechanisms.flows mechanisms.discrete"
-        " mechanisms.low_level mechanisms.hierarchical < mechanisms.networks"
+        " mechanisms.low_level mechanisms.geometry mechanisms.hierarchical < mechanisms.networks"
         " < mechanisms.neural < mechanisms.sem < mechanisms",
         "infer.acyclicity < infer.priors < infer.guides < infer.elbo < infer.adversarial"
         " < infer.checkpoint < infer._program < infer._batches < infer._steps < infer._faults"

@@ -13,7 +13,6 @@ from torch.distributions.transforms import IndependentTransform
 from pyro_causal.mechanisms import (
     AmortisedExplicit,
     ConditionalScale,
-    ConditionalZoom,
     SoftLogitTransform,
 )
 from pyro_causal.noise import abduct, predict
@@ -250,77 +249,3 @@ def test_double_precision() -> None:
     t = low_level.set_normalisation(x)(context)
     assert t(x).dtype == torch.float64
     torch.testing.assert_close(t.inv(t(x)), x, rtol=1e-13, atol=1e-13)
-
-
-# --- a zoom ---------------------------------------------------------------------------------------
-
-
-def zoom_by(factor: float) -> ConditionalZoom:
-    """A zoom by `factor` for each unit of its one feature."""
-    zoom = ConditionalZoom(1)
-    with torch.no_grad():
-        zoom.network.net[0].weight.fill_(math.log(factor))
-    return zoom
-
-
-def disks(radius: Tensor) -> Tensor:
-    """Smooth disks ``[B, 1, 64, 64]``."""
-    axis = torch.arange(64.0) - 31.5
-    distance = torch.hypot(axis[:, None], axis)
-    return torch.sigmoid(radius[:, None, None, None] - distance)
-
-
-def test_a_zoom_multiplies_lengths_by_its_factor() -> None:
-    context = torch.tensor([[0.0], [1.0], [2.0], [-1.0]])
-    zoomed = zoom_by(1.25)(disks(torch.full((4,), 12.0)), context)
-    area = zoomed.sum((1, 2, 3))
-    assert torch.allclose(area / area[0], 1.25 ** (2 * context[:, 0]), rtol=0.02)
-
-
-def test_a_zoom_can_be_undone() -> None:
-    zoom, context = zoom_by(1.2), torch.tensor([[1.0], [-1.0]])
-    images = disks(torch.tensor([10.0, 14.0]))
-    error = (zoom.undo(zoom(images, context), context) - images).abs()
-    assert error.mean() < 0.01
-    assert error.mean() < 0.2 * (zoom(images, context) - images).abs().mean()
-
-
-def test_what_a_zoom_brings_in_from_outside_is_dark() -> None:
-    shrunk = zoom_by(0.5)(torch.ones(1, 2, 8, 8), torch.ones(1, 1))
-    assert torch.equal(shrunk[..., 0, :], torch.zeros(1, 2, 8))
-    assert torch.allclose(shrunk[..., 3:5, 3:5], torch.ones(1, 2, 2, 2))
-
-
-def test_a_mechanism_draws_what_its_geometry_places() -> None:
-    class Seen(nn.Module):
-        """An encoder that keeps what it is shown."""
-
-        def forward(self, y: Tensor, context: Tensor) -> Tensor:
-            self.y = y
-            return torch.zeros(len(y), 2)
-
-    class Disk(nn.Module):
-        """A decoder that always draws the same."""
-
-        def forward(self, z: Tensor, context: Tensor) -> Tensor:
-            return disks(torch.full((len(z),), 12.0))
-
-    image = AmortisedExplicit(
-        Seen(),
-        Disk(),
-        latent=1,
-        event_shape=(1, 64, 64),
-        parents=1,
-        scale=0.1,
-        geometry=zoom_by(1.25),
-    )
-    parent, z = torch.tensor([0.0, 1.0]), torch.zeros(2, 1)
-    loc = image(z, parent).base_dist.base_dist.loc
-    area = loc.sum((1, 2, 3))
-    assert (area[1] / area[0]).item() == pytest.approx(1.25**2, rel=0.02)
-    image.posterior(loc, parent)
-    seen = image.encoder.y.sum((1, 2, 3))
-    assert (seen[1] / seen[0]).item() == pytest.approx(1.0, rel=0.02)
-    noisy = loc[:1] + 0.1 * torch.randn(1, 1, 64, 64)  # the residual stays where it is
-    there = predict(image(z[:1], parent[1:]), abduct(image(z[:1], parent[:1]), noisy))
-    torch.testing.assert_close(there - loc[1:], noisy - loc[:1], atol=1e-5, rtol=0)

@@ -4,8 +4,9 @@ from pyro_causal.mechanisms.base import ContextNetwork, Mechanism, Recorded
 from pyro_causal.mechanisms.discrete import ConditionalBernoulli, ConditionalCategorical
 from pyro_causal.mechanisms.flows import ConditionalAffine, ConditionalSpline, interval_around
 from pyro_causal.mechanisms.gaussian import ConditionalGaussian
+from pyro_causal.mechanisms.geometry import ConditionalWarp, ConditionalZoom
 from pyro_causal.mechanisms.hierarchical import HierarchicalNormal
-from pyro_causal.mechanisms.low_level import ConditionalScale, ConditionalZoom, SoftLogitTransform
+from pyro_causal.mechanisms.low_level import ConditionalScale, SoftLogitTransform
 from pyro_causal.mechanisms.networks import ConvDecoder, ConvEncoder, ConvPrior
 from pyro_causal.mechanisms.neural import (
     AmortisedExplicit,
@@ -23,6 +24,7 @@ __all__ = [
     "ConditionalGaussian",
     "ConditionalScale",
     "ConditionalSpline",
+    "ConditionalWarp",
     "ConditionalZoom",
     "ContextNetwork",
     "ConvDecoder",

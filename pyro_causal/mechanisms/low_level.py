@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, ComposeTransform, Transform
 
 from pyro_causal.mechanisms.base import ContextNetwork, Recorded
 
-__all__ = ["ConditionalScale", "ConditionalZoom", "SoftLogitTransform"]
+__all__ = ["ConditionalScale", "SoftLogitTransform"]
 
 
 class SoftLogitTransform(Transform):
@@ -162,50 +161,3 @@ class ConditionalScale(Recorded):
             )
         self.log_scale.copy_(scale.log())
         return self
-
-
-class ConditionalZoom(Recorded):
-    r"""Zooms images around their middle by a factor that the parents set.
-
-    .. math:: w(p) = x\bigl(p / s(\mathrm{pa})\bigr), \qquad \log s \text{ affine in the parents}
-
-    A volume that scales a picture then does so by construction, and beyond the data, too. Between
-    pixels values are interpolated bilinearly; from outside of the image they are zero.
-
-    **Arguments**
-
-    - ``features``: size of the context.
-    - ``hidden``: as for :class:`~pyro_causal.mechanisms.base.ContextNetwork`, with one output,
-      :math:`\log s`; by default it is affine.
-
-    **Shapes**: images ``[B, C, H, W]``, context ``[B, features]``; result as the images.
-
-    **References**: *Spatial transformer networks*, https://arxiv.org/abs/1506.02025 (there the
-    transformation is found by a network that sees the image).
-
-    **Example**::
-
-        >>> zoom = ConditionalZoom(1)
-        >>> image = torch.ones(3, 1, 8, 8)
-        >>> torch.equal(zoom(image, torch.zeros(3, 1)), image)  # it starts without effect
-        True
-    """
-
-    def __init__(self, features: int, *, hidden: Sequence[int] | nn.Module = ()) -> None:
-        super().__init__()
-        self.network = ContextNetwork(features, 1, hidden=hidden)
-
-    def forward(self, image: Tensor, context: Tensor) -> Tensor:
-        """Enlarge by the factor."""
-        return self._resample(image, -self.network(context))
-
-    def undo(self, image: Tensor, context: Tensor) -> Tensor:
-        """Reduce by the factor."""
-        return self._resample(image, self.network(context))
-
-    @staticmethod
-    def _resample(image: Tensor, log_step: Tensor) -> Tensor:
-        step = log_step.exp().expand(len(image), 1).squeeze(-1)
-        matrix = F.pad(torch.diag_embed(torch.stack([step, step], -1)), (0, 1))
-        grid = F.affine_grid(matrix, list(image.shape), align_corners=False)
-        return F.grid_sample(image, grid, align_corners=False)

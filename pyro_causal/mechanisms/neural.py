@@ -178,7 +178,7 @@ class AmortisedExplicit(AmortisedMechanism):
     - ``low_level``: a module from parents ``[*batch, features]`` to a transform of elements, such
       as :class:`~pyro_causal.mechanisms.low_level.ConditionalScale`.
     - ``geometry``: a module that places what the decoder draws as the parents say, such as
-      :class:`~pyro_causal.mechanisms.low_level.ConditionalZoom`, and with ``undo`` the other way
+      :class:`~pyro_causal.mechanisms.geometry.ConditionalWarp`, and with ``undo`` the other way
       round for the encoder. So the networks see and draw images of one size, whatever their
       parents; the residual stays where it is.
     - ``quantum``: width of a grey level. In training mode, with gradients enabled,

@@ -92,6 +92,7 @@ class DeepSCM(Recorded, PyroModule):
     @pyro_method
     def model(self, data: Values | None = None) -> dict[str, Tensor]:
         """Sample every variable given its parents; return the values by name."""
+        self._register()
         observed = self._observed(data)
         values: dict[str, Tensor] = {}
         with self._rows(observed):
@@ -102,6 +103,7 @@ class DeepSCM(Recorded, PyroModule):
     @pyro_method
     def guide(self, data: Values | None = None) -> dict[str, Tensor]:
         """Sample what the data leave open: missing variables, and latents."""
+        self._register()
         observed = self._observed(data)
         values = dict(observed)
         with self._rows(observed):
@@ -269,8 +271,14 @@ class DeepSCM(Recorded, PyroModule):
                     f"{[tuple(s) for s in expected]}. Declare them with parents={expected}."
                 )
 
+    def _register(self) -> None:
+        """Tell Pyro of the parameters: reading a module as an attribute does."""
+        _ = self.mechanisms
+
     def _mechanism(self, name: str) -> Any:
-        return self.mechanisms[name]
+        """Without telling Pyro again, which takes a while."""
+        modules: Any = self._modules["mechanisms"]
+        return modules[name]
 
     def _event_shape(self, name: str) -> torch.Size:
         """Of a variable as a parent: a category is one-hot."""
