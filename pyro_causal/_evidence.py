@@ -82,19 +82,24 @@ class _Observer(Messenger):
         name, fn = msg["name"], msg["fn"]
         if name not in self.given:
             return
-        if deterministic(msg) or msg["is_observed"]:
-            how = "computes it" if deterministic(msg) else "sets it, by obs= or by a do around it"
-            raise ValueError(
-                f"At site '{name}', evidence that contradicts the program: expected a site that is "
-                f"left open, but the program {how}. Do drop one of the two, or hand the action "
-                "over as do=, since evidence speaks of the factual world."
-            )
+        if deterministic(msg) or msg.get("_fixed"):
+            raise _contradiction(name, "computes it, or sets it by a do around it")
         like = fn()
         value = _fit(self.given[name], name, like, fn.event_dim)
+        if msg["is_observed"] and not bool((value == msg["value"]).all()):
+            raise _contradiction(name, "observes another value")
         if not bool(_inside(fn, value).all()):
             self.outside.append(name)
         msg["value"], msg["is_observed"] = value, True
         self.values[name] = value
+
+
+def _contradiction(name: str, how: str) -> ValueError:
+    return ValueError(
+        f"At site '{name}', evidence that contradicts the program: expected a site that is left "
+        f"open, but the program {how}. Do drop one of the two, or hand the action over as do=, "
+        "since evidence speaks of the factual world."
+    )
 
 
 def _fit(value: Any, name: str, like: Tensor, events: int) -> Tensor:

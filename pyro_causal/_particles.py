@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -175,11 +176,26 @@ def open_values(guide: Sites, sites: Sites) -> dict[str, Tensor]:
     """What a guide says about the sites that a program leaves open.
 
     **Raises** ``ValueError``: the guide draws a site that the program does not have.
+
+    **Warns** ``UserWarning``: the guide draws evidence, so it was not told of it.
     """
     named = {n: s for n, s in guide.items() if not s["infer"].get("is_auxiliary")}
     require_sites([n for n, s in named.items() if not deterministic(s)], sites, "the guide")
-    return {
-        name: site["value"]
-        for name, site in named.items()
-        if name in sites and not sites[name]["is_observed"]
-    }
+    shared = [n for n in named if n in sites]
+    untold = [
+        name
+        for name in shared
+        if sites[name]["is_observed"]
+        and not named[name]["is_observed"]
+        and not deterministic(sites[name])
+    ]
+    if untold:
+        warnings.warn(
+            f"At site '{untold[0]}', a guide that draws the evidence: expected one that draws what "
+            f"the evidence leaves open, got one that was not told of {untold}. These draws are "
+            "dropped, and its others may not be those of the posterior. Do hand the evidence to "
+            "model and guide as their argument, such as query(..., args=(given,)), or take a "
+            "guide without these sites.",
+            stacklevel=2,
+        )
+    return {name: named[name]["value"] for name in shared if not sites[name]["is_observed"]}

@@ -63,6 +63,8 @@ class CounterfactualPredictive(torch.nn.Module):
 
     **Raises** ``ValueError``, ``TypeError``: names, actions or samples that do not fit the program.
 
+    **Warns** ``UserWarning``: a guide draws what the program observes, since it was not told.
+
     **References** Pearl 2009, Causality, theorem 7.1.7.
 
     **Example** Two units, and two doses for each.

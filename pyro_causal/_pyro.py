@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import torch
 from pyro.distributions import TorchDistribution, constraints, is_validation_enabled
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn import PyroModule
+from pyro.params.param_store import param_with_module_name
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.reparam_messenger import ReparamMessenger
@@ -29,7 +31,15 @@ from zuko.distributions import NormalizingFlow  # noqa: E402
 
 Distribution.set_default_validate_args(_validate)
 
-__all__ = ["FlowDistribution", "NormalizingFlow", "dispatch", "free_dim", "unshared", "zuko"]
+__all__ = [
+    "FlowDistribution",
+    "NormalizingFlow",
+    "dispatch",
+    "free_dim",
+    "register",
+    "unshared",
+    "zuko",
+]
 
 
 class FlowDistribution(TorchDistribution):
@@ -272,3 +282,24 @@ def _behind(fn: Any) -> Any:
         if getattr(fn, name, None) is not None:
             return getattr(fn, name)
     return None
+
+
+def register(module: PyroModule, name: str) -> None:
+    """Have `SVI` train what a child of a module computes with, whoever had its names before.
+
+    Pyro keeps the first tensor of each name and hands it to the optimiser; but two modules of a
+    class have the same names. The last one to run is the one that is trained.
+    """
+    if module._pyro_context.active and not pyro.settings.get("module_local_params"):
+        prefix = module._pyro_get_fullname(name)
+        params = dict(module.named_children())[name].named_parameters()
+        own: dict[str, Tensor] = {
+            param_with_module_name(prefix, n): p for n, p in params if p.requires_grad
+        }
+        store = pyro.get_param_store()
+        stored = dict(store.named_parameters())
+        for full_name, param in own.items():
+            if stored.get(full_name, param) is not param:
+                del store[full_name]
+        store.set_state({"params": own, "constraints": dict.fromkeys(own, constraints.real)})
+    getattr(module, name)  # reading an attribute is a `pyro.module` statement

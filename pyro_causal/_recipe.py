@@ -13,7 +13,7 @@ import copy
 import importlib
 import inspect
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
-__all__ = ["Recorded", "build", "describe"]
+__all__ = ["NamedModules", "Recorded", "build", "describe", "require_recipe_of"]
 
 TRUSTED = ("pyro_causal.", "pyro.distributions.", "torch.distributions.", "torch.nn.")
 PLAIN = (bool, int, float, str, Tensor, type(None))
@@ -47,6 +47,27 @@ class Recorded(nn.Module):
         recorded = [_kept(arg) for arg in args], {name: _kept(arg) for name, arg in kwargs.items()}
         self.__dict__["_arguments"] = recorded  # nn.Module cannot set attributes yet
         return self
+
+
+class NamedModules(nn.ModuleDict):
+    """Modules by the name of a variable, which may be that of an attribute, such as `type`.
+
+    **Raises**: ``ValueError`` for a name that cannot be a part of a parameter's name.
+
+    **Example**::
+
+        >>> list(NamedModules({"type": nn.Linear(2, 1)}).state_dict())
+        ['type.weight', 'type.bias']
+    """
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add a module."""
+        if not isinstance(name, str) or not name or "." in name:
+            raise ValueError(
+                f"At site {name!r}, the name of the variable: expected a string of one character "
+                f"or more without a dot, got {name!r}. Rename the variable."
+            )
+        self._modules[name] = module  # type: ignore[assignment]  # None as in torch
 
 
 def _kept(argument: Any) -> Any:
@@ -96,6 +117,48 @@ def build(recipe: Any, *, classes: Iterable[type] = ()) -> Any:
         ) from error
 
 
+def require_recipe_of(module: nn.Module, recipe: Any) -> None:
+    """Check that a module is what its recipe describes, but for the values of its tensors.
+
+    A recipe holds the arguments of constructors, and does not know what has been replaced since.
+
+    **Raises**: ``ValueError`` if the state does not fit, or a module without state has another
+    class.
+    """
+    made = build(recipe, classes=_classes(module))
+    fault = ""
+    try:
+        made.load_state_dict(module.state_dict(), assign=True)
+    except (KeyError, RuntimeError, TypeError) as error:
+        fault = str(error)
+    expected, found = _stateless(made), _stateless(module)
+    differ = [name for name in found if expected.get(name) != found[name]]
+    if fault or differ:
+        raise ValueError(
+            f"{type(module).__name__}: parts have been replaced since it was made: expected those "
+            f"of its constructor's arguments, got others ({fault or ', '.join(differ)}). Make a "
+            "model with the new parts as arguments, copy the state with load_state_dict, and save "
+            "that."
+        )
+
+
+def _stateless(root: nn.Module) -> dict[str, str]:
+    """The class of each module that has no tensors of its own, by name."""
+    modules = root.named_modules(remove_duplicate=False)
+    return {n: _path(type(m)) for n, m in modules if not (m._parameters or m._buffers)}
+
+
+def _classes(value: Any) -> Iterator[type]:
+    """The classes that the recipe of a value calls."""
+    if isinstance(value, nn.Module | Constraint):
+        yield type(value)
+        value = _arguments(value)
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    for entry in value if isinstance(value, list | tuple) else ():
+        yield from _classes(entry)
+
+
 def _build(recipe: Any, known: Mapping[str, type]) -> Any:
     if isinstance(recipe, list | tuple):
         return type(recipe)(_build(entry, known) for entry in recipe)
@@ -116,8 +179,8 @@ def _arguments(value: Any) -> tuple[list[Any], dict[str, Any]]:
     if isinstance(value, Recorded):
         recorded: tuple[list[Any], dict[str, Any]] = value.__dict__["_arguments"]
         return recorded
-    if type(value) in (nn.Sequential, nn.ModuleDict):
-        return [OrderedDict(value.named_children())], {}
+    if type(value) in (nn.Sequential, nn.ModuleDict, NamedModules):
+        return [OrderedDict(value._modules)], {}  # one that occurs twice included
     if type(value) is nn.ModuleList:
         return [[*value]], {}
     ours = isinstance(value, Constraint) or _trusted(_path(type(value))) is type(value)

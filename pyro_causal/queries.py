@@ -103,7 +103,8 @@ def query(
     - ``given``: values of sites, that broadcast over their plates.
     - ``guide``, ``posterior_samples``, ``num_samples``, ``parallel``: as in
       :class:`CounterfactualPredictive`.
-    - ``args``, ``kwargs``: the arguments of the model and the guide.
+    - ``args``, ``kwargs``: the arguments of the model and the guide. A guide that serves any
+      evidence takes it here; what the program then observes need not be in ``given``.
     - ``graph``: check first whether the data can tell: an ADMG of what is recorded, or
       ``"program"``, which reads it off by :func:`pyro_causal.causal_graph`.
     - ``allow_unidentified``: answer all the same, by the program's mechanisms, and label the
@@ -114,10 +115,11 @@ def query(
     bears; a graph with a node that is no site, or without a site of the query, or a program
     intervened on in its place; a factor that selects units by what is recorded;
     evidence or an action of the wrong shape, dtype or device, NaN or outside of the support;
-    evidence on a site that the program computes or sets itself, by ``obs=`` or a ``do`` around it
-    (evidence that contradicts a ``do``); evidence that no draw makes possible.
+    evidence on a site that the program computes, or sets by a ``do`` around it (evidence that
+    contradicts a ``do``), or observes otherwise; evidence that no draw makes possible.
 
-    **Warns** ``UserWarning``: few effective draws are left, or a guide leaves sites to the prior.
+    **Warns** ``UserWarning``: few effective draws are left; a guide leaves sites to the prior; a
+    guide draws evidence, since it was not told: it takes it as its argument, see ``args``.
 
     **References** Pearl 2009, Causality, sections 1.4 and 7.1.
 
@@ -190,7 +192,10 @@ def counterfactual_function(
     :func:`pyro_causal.do`, to the values of all sites in the counterfactual world, in these shapes.
 
     **Arguments** ``guide``: draws open sites, as in :class:`CounterfactualPredictive`;
-    ``arguments``: maps the evidence to the positional arguments of model and guide.
+    ``arguments``: maps the evidence to the positional arguments of model and guide, for a guide
+    that takes it: ``lambda evidence: (evidence,)``.
+
+    **Warns** ``UserWarning``, of the function: a guide draws evidence, since it was not told.
 
     **Example**
 

@@ -17,7 +17,14 @@ from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
-from pyro_causal import CounterfactualPredictive, causal_graph, fit, query, worlds
+from pyro_causal import (
+    CounterfactualPredictive,
+    causal_graph,
+    counterfactual_function,
+    fit,
+    query,
+    worlds,
+)
 from pyro_causal.infer import checkpoint
 from pyro_causal.infer.guides import Completion
 from pyro_causal.mechanisms import (
@@ -550,6 +557,23 @@ def test_queries_from_all_three_rungs(trained: DeepSCM) -> None:
     assert float(weighed) == pytest.approx(float(found), abs=0.08)
 
 
+def test_a_guide_that_was_not_told_of_the_evidence() -> None:
+    """It would draw z from the prior instead of the encoder."""
+    scm, data = build().eval(), rows(1)
+    for evidence in (data, {"x": data["x"]}, {"z_x": torch.zeros(1, 2)}):
+        with pytest.warns(UserWarning, match=r"a guide that draws the evidence.*args=\(given,\)"):
+            query(scm.model, "y", do={"t": 2.0}, given=evidence, guide=scm.guide, num_samples=2)
+    with pytest.warns(UserWarning, match="At site 's', a guide that draws the evidence"):
+        counterfactual_function(scm.model, guide=scm.guide)(data, {"t": 2.0})
+    answers = []
+    for evidence in ({}, data):
+        pyro.set_rng_seed(0)
+        options = {"given": evidence, "guide": scm.guide, "args": (data,), "num_samples": 3}
+        answers.append(query(scm.model, "y", do={"t": 2.0}, **options))
+        assert answers[-1].rung == "counterfactual"
+    torch.testing.assert_close(answers[0].draws, answers[1].draws)
+
+
 def test_the_bound_with_missing_values_is_the_evidence(trained: DeepSCM) -> None:
     """The guide is close to exact, so the bound is close to log p(evidence)."""
     mean, covariance = joint()
@@ -593,6 +617,46 @@ def test_both_ways_to_train(tmp_path: Path) -> None:
     assert moved[0] == moved[1]
     complete = {n for n in before if not n.startswith(("completion", "mechanisms.v.decoder"))}
     assert moved[0] == complete
+
+
+def test_models_train_in_turn() -> None:
+    """They have the same names in the store; each goes on where it was."""
+    data = some(40, *NAMES)
+    del data["b"]  # so that the completion is trained, too
+
+    def start() -> tuple[DeepSCM, SVI]:
+        torch.manual_seed(0)
+        scm = linear_scm()
+        return scm, SVI(scm.model, scm.guide, pyro.optim.Adam({"lr": 0.01}), scm.loss())
+
+    def steps(scm: DeepSCM, svi: SVI, seed: int) -> dict[str, Tensor]:
+        pyro.set_rng_seed(seed)
+        for _ in range(5):
+            svi.step(data)
+        return {n: x.clone() for n, x in scm.state_dict().items()}
+
+    one, two = start(), start()
+    expected = [steps(*one, seed) for seed in (1, 2)]
+    pyro.clear_param_store()
+    one = start()
+    found = [steps(*one, 1)]
+    assert str(steps(*two, 1)) == str(expected[0])
+    found.append(steps(*one, 2))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    moved = {n for n, x in expected[1].items() if not torch.equal(x, expected[0][n])}
+    assert {n.split(".")[1] for n in moved if n.startswith("mechanisms")} == {*NAMES}
+    assert any(n.startswith("completion.heads.b") for n in moved)
+
+
+@pytest.mark.parametrize("optim", [pyro.optim.Adam({"lr": 0.01}), None], ids=["pyro", "torch"])
+def test_fit_trains_a_second_model(optim: Any) -> None:
+    data = some(40, *NAMES)
+    for _ in range(2):
+        scm = linear_scm()
+        before = {n: p.detach().clone() for n, p in scm.mechanisms.named_parameters()}
+        fit(scm.model, scm.guide, loss=scm.loss(), data={"data": data}, epochs=3, optim=optim)
+        for name, parameter in scm.mechanisms.named_parameters():
+            assert (parameter != before[name]).any(), name
 
 
 def test_training_under_worlds_is_training() -> None:
@@ -727,6 +791,63 @@ def test_without_a_completion_and_of_a_class_of_your_own(tmp_path: Path) -> None
     assert isinstance(DeepSCM.load(tmp_path / "scm.pt", classes=[Model]), Model)
 
 
+def test_parts_that_were_replaced_cannot_be_saved(tmp_path: Path) -> None:
+    """A file tells what the constructor was given: what was put in later would not come back."""
+    path, message = tmp_path / "scm.pt", "DeepSCM: parts have been replaced since it was made"
+    late = DeepSCM(mechanisms={"a": (linear(0.0, 1.0), ())})
+    late.completion = Completion({"a": ConditionalGaussian([(0,)])}, sizes={"a": 1})
+    without = build()
+    without.completion = None
+    wide, other = build(), build()
+    wide.mechanisms["x"].decoder = Rows(2 + 4, (1, 2, 4))
+    other.mechanisms["x"].encoder.norm = nn.Tanh()
+    for scm, fault in (
+        (late, "completion.loc"),
+        (without, "completion.loc"),
+        (wide, r"size mismatch for mechanisms\.x\.decoder\.layer"),
+        (other, r"mechanisms\.x\.encoder\.norm"),
+    ):
+        with pytest.raises(ValueError, match=rf"(?s){message}.*{fault}.*Make a model with the new"):
+            scm.save(path)
+        assert not path.exists()
+    remade = DeepSCM(
+        mechanisms={"a": (linear(0.0, 1.0), ())},
+        completion=Completion({"a": ConditionalGaussian([(0,)])}, sizes={"a": 1}),
+    )
+    remade.load_state_dict(late.state_dict())
+    remade.save(path)
+    torch.testing.assert_close(DeepSCM.load(path).state_dict(), late.state_dict())
+
+
+def test_to_save_changes_nothing(tmp_path: Path) -> None:
+    scm = build()
+    before, state = torch.get_rng_state(), copy.deepcopy(scm.state_dict())
+    scm.save(tmp_path / "scm.pt")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(scm.state_dict(), state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["type", "values", "keys", "train", "forward", "x y", "mechanisms"]
+)
+def test_variables_called_like_attributes(name: str, tmp_path: Path) -> None:
+    sizes = {name: 1, "y": 1}
+    scm = DeepSCM(
+        mechanisms={name: (GAUSSIAN(), ()), "y": (GAUSSIAN(1), (name,))},
+        completion=Completion({name: GAUSSIAN([(2,)])}, sizes=sizes),
+    )
+    data = {name: torch.randn(20), "y": torch.randn(20)}
+    perturbed(scm.set_normalisation(data))
+    svi = SVI(scm.model, scm.guide, pyro.optim.Adam({"lr": 0.01}), scm.loss())
+    svi.step(data)
+    svi.step({"y": data["y"]})
+    scm.save(tmp_path / "scm.pt")
+    other = DeepSCM.load(tmp_path / "scm.pt")
+    torch.testing.assert_close(other.state_dict(), scm.state_dict(), rtol=0, atol=0)
+    found = CounterfactualPredictive(other.model, [{name: 1.0}], guide=other.guide)(data)
+    assert (found[name][:, 1] == 1).all()
+
+
 def test_deepcopy() -> None:
     scm, data = build().eval(), rows()
     other = copy.deepcopy(scm)
@@ -827,6 +948,24 @@ def test_networks_that_cannot_be_saved(tmp_path: Path) -> None:
         ({"t": torch.ones(N, 1)}, ValueError, r"'t', wrong shape.*Give one row per unit"),
         ({"t": torch.ones(3)}, ValueError, r"Rows do not match: .*'t' has 3.*Align them"),
         ({"t": [1.0] * N}, TypeError, r"At site 't', the value is no tensor.*got list. Convert"),
+        (
+            {"c": torch.tensor([0, 1, 2, 3])},
+            ValueError,
+            r"At site 'c', no category: expected whole numbers from 0 to 2, got values from 0 to 3",
+        ),
+        ({"c": torch.tensor([0, -1, 2, 2])}, ValueError, r"'c', no category.*from -1 to 2. Number"),
+        ({"c": torch.tensor([0.0, 1, 0.5, 2])}, ValueError, r"At site 'c', no category"),
+        (
+            {"x": torch.zeros(N, *EVENT, dtype=torch.uint8)},
+            TypeError,
+            r"At site 'x', wrong dtype: expected torch.float32, got torch.uint8. Convert the",
+        ),
+        ({"v": torch.zeros(N, 2).double()}, TypeError, r"At site 'v', wrong dtype.*torch.float64"),
+        (
+            {name: value[:0] for name, value in rows().items()},
+            ValueError,
+            r"At site 's', no rows: expected one or more, got none. Leave a variable out if",
+        ),
     ],
 )
 def test_wrong_data(call: str, change: dict, kind: type[Exception], message: str) -> None:
@@ -879,6 +1018,8 @@ GAUSSIAN = ConditionalGaussian
             {"a": (ConditionalCategorical(3), ()), "b": (GAUSSIAN(1), ("a",))},
             r"At site 'b'.*expected those of \('a',\), \[\(3,\)\]. Declare them with parents=",
         ),
+        ({"a.b": (GAUSSIAN(), ())}, r"At site 'a.b', the name of the variable: .* without a dot"),
+        ({"": (GAUSSIAN(), ())}, r"At site '', the name of the variable: .*Rename"),
         ({"rows": (GAUSSIAN(), ())}, r"At site 'rows', two things of that name.*Rename"),
         (
             {

@@ -260,13 +260,56 @@ def test_the_head_is_scored_beside_the_truth(run):
     for name, limit in limits.items():
         assert results["scalars"][f"log p({name}|.)"]["truth"] == pytest.approx(limit, abs=0.5)
     table = results["counterfactuals"]
-    assert len(table) == 10  # eight questions, their mean, and doing nothing
-    assert table["nothing"]["error"] < 1e-2
+    assert len(table) == 9  # eight questions and their mean
+    assert results["composition"]["null intervention"]["error"] < 1e-2
     assert table["do(b = 1600)"]["unchanged"] > 3 * table["do(a = 45)"]["unchanged"]
     assert table["mean"]["b floor"] < 8
     assert table["mean"]["v floor"] < 3
     for row in results["missing"].values():
         assert 0 <= row["coverage"] <= 1 and row["width"] > 0
+
+
+def score_true_images(monkeypatch, shift):
+    """What the script would report of the true images, or of those of the wrong worlds."""
+    script = load("deep_scm")
+    experiment, preset = script.Brain(), script.PRESETS["smoke"]
+    rows = experiment.load(preset, None)
+    scm = experiment.build("full", preset, rows["train"]).eval()
+    units = {name: value[: preset.units] for name, value in rows["test"].items()}
+    questions = [*experiment.queries(units).values()]
+    drawn = CounterfactualPredictive(experiment.truth(units), questions)()
+    wrong = {name: value.roll(shift, 1) for name, value in drawn.items()}
+    monkeypatch.setattr(script, "answer", lambda *_: wrong)
+    true = {name: value[0] for name, value in drawn.items()}
+    with torch.no_grad():
+        return script.evaluate_counterfactuals(experiment, scm, units, true, 1)
+
+
+def test_true_images_would_have_no_error(monkeypatch):
+    results = score_true_images(monkeypatch, 0)
+    assert len(results["counterfactuals"]) == 9  # eight questions and their mean
+    for row in results["counterfactuals"].values():
+        assert row["error"] == 0 < row["unchanged"]
+        assert row["v off by"] == row["v floor"] and row["b off by"] == row["b floor"]
+    changes = results["changes"]
+    for row in changes.values():
+        assert row["v"] == row["v truly"] and row["b"] == row["b truly"]
+    assert changes["do(v = 110)"]["v truly"] > 40 > 10 > abs(changes["do(v = 110)"]["b truly"])
+    assert changes["do(b = 800)"]["b truly"] < -150
+
+
+def test_images_of_other_worlds_would_have_an_error(monkeypatch):
+    table = score_true_images(monkeypatch, 1)["counterfactuals"]
+    assert all(row["error"] > 0.5 for row in table.values())
+
+
+@pytest.mark.parametrize("other", [{"seed": "1"}, {"preset": "cpu"}, {"model": "independent"}])
+def test_a_folder_of_another_run(run, other):
+    script = load("deep_scm")
+    flags = {"preset": "smoke", "seed": "0", "out": str(run("deep_scm").out)} | other
+    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    with pytest.raises(ValueError, match=r"holds another run: .* Give another --out"):
+        script.main(script.parse([*words, *NO_DATA["deep_scm"]]))
 
 
 def test_the_saved_model_is_taken_up_again(run):
@@ -312,7 +355,7 @@ def test_digits_are_scored_beside_the_truth(data_path, tmp_path):
     assert results["scalars"]["log p(t|.)"]["truth"] == pytest.approx(expected, abs=1e-4)
     assert results["scalars"]["log p(i|.)"]["truth"] == pytest.approx(-4.1928, abs=0.2)
     table = results["counterfactuals"]
-    assert table["nothing"]["error"] < 1e-2
+    assert results["composition"]["null intervention"]["error"] < 1e-2
     assert table["do(i = 100)"]["rescaled"] < 1 < table["do(i = 100)"]["unchanged"]
     assert table["do(t = 4)"]["rescaled"] > 10
     assert (tmp_path / "deep_scm.pt").exists()

@@ -210,6 +210,35 @@ def test_every_parameter_trains() -> None:
         assert (parameter != before[name]).any(), name
 
 
+def test_two_completions_train_in_turn() -> None:
+    data = rows(60)
+    one, two = build(), build()
+    for completion in (one, two, one):
+        before = {n: p.detach().clone() for n, p in completion.named_parameters()}
+        fit(completion.model, completion.guide, loss=Trace_ELBO(), data={"data": data}, epochs=2,
+            optim=pyro.optim.Adam({"lr": 0.01}))  # fmt: skip
+        for name, parameter in completion.named_parameters():
+            assert (parameter != before[name]).any(), name
+
+
+def test_which_variables_may_be_missing() -> None:
+    assert "a" in build() and "c" not in build()
+
+
+def test_names_of_attributes() -> None:
+    sizes = {"type": 1, "values": 1, "keys": 2}
+    completion = Completion(
+        {"type": Seen(5), "values": Seen(5)},
+        sizes=sizes,
+        networks={"keys": (nn.Linear(3, 2), (3,))},
+    )
+    data = {"type": torch.randn(4), "values": torch.randn(4), "keys": torch.randn(4, 3)}
+    completion.set_normalisation(data).model(data)
+    assert completion("type", data).batch_shape == (4,)
+    with pytest.raises(ValueError, match="At site 'a.b', the name of the variable"):
+        Completion({"a.b": Seen(5)}, sizes={"a.b": 1})
+
+
 def test_heads_of_every_kind() -> None:
     sizes = {"a": 1, "c": 3, "s": 1}
     completion = Completion(
@@ -273,3 +302,6 @@ def test_incomplete_rows_are_no_training_data() -> None:
         build().model(data)
     with pytest.raises(ValueError, match=r"\['c'\] are missing"):
         build().set_normalisation(data)
+    for call in (build().model, build().set_normalisation):
+        with pytest.raises(ValueError, match=r"Completion: \['a', 'b', .* have no rows: expected"):
+            call(rows(0))

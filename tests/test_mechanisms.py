@@ -143,6 +143,21 @@ def test_rows_depend_on_their_own_parents_only(name: str) -> None:
 
 
 @every_case
+def test_parents_enter_on_the_scale_of_their_support(name: str) -> None:
+    kinds = [constraints.positive, GREY, constraints.boolean]
+    there, plain = CASES[name][0](parents=3, parent_supports=kinds), build(name, 3)
+    parents = [torch.rand(200) + 0.1, 70 + 180 * torch.rand(200), torch.rand(200).round()]
+    mapped = [parents[0].log(), ((parents[1] - 64) / (255 - parents[1])).log(), parents[2]]
+    x = values(name)
+    plain.set_normalisation(x, *mapped)
+    there.load_state_dict(plain.state_dict())
+    there.set_normalisation(x, *parents)
+    torch.testing.assert_close(there(*parents).log_prob(x), plain(*mapped).log_prob(x))
+    with pytest.raises(ValueError, match="wrong number of parent_supports: expected 2, got 3"):
+        CASES[name][0](parents=2, parent_supports=kinds)
+
+
+@every_case
 @pytest.mark.parametrize("parents", [0, TWO], ids=["root", "child"])
 def test_every_parameter_gets_a_gradient(name: str, parents: list[tuple[int, ...]] | int) -> None:
     mechanism = build(name, parents)

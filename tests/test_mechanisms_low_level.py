@@ -11,11 +11,10 @@ from torch.distributions import TransformedDistribution
 from torch.distributions.transforms import IndependentTransform
 
 from pyro_causal.mechanisms import (
-    AmortisedExplicit,
     ConditionalScale,
     SoftLogitTransform,
 )
-from pyro_causal.noise import abduct, predict
+from pyro_causal.mechanisms.low_level import SpreadTransform
 
 SOFTNESS = [0.003, 0.03, 0.3, 3.0]
 every_softness = pytest.mark.parametrize("softness", SOFTNESS)
@@ -136,6 +135,22 @@ def test_equality() -> None:
 def test_wrong_softness(softness: float) -> None:
     with pytest.raises(ValueError, match=f"a positive softness, got {softness}. Give a part of"):
         SoftLogitTransform(softness)
+
+
+# --- SpreadTransform ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (2, 3), (4, 1, 1), (5, 4, 2, 3)], ids=str)
+def test_spread(shape: tuple[int, ...]) -> None:
+    t, x = SpreadTransform(shape), torch.randn(4, 2, 3)
+    y = t(x)
+    assert y.shape == torch.broadcast_shapes(shape, x.shape)
+    assert torch.equal(y, x.expand(y.shape))
+    assert t.inv(y) is y
+    assert torch.equal(t.log_abs_det_jacobian(x, y), torch.zeros(y.shape))
+    assert t.sign == 1 and t.with_cache(0).shape == shape
+    cached = t.with_cache()
+    assert cached(x) is cached(x)
 
 
 # --- ConditionalScale -----------------------------------------------------------------------------

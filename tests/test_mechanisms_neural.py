@@ -11,9 +11,10 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor, nn
-from torch.distributions import biject_to
+from torch.distributions import AffineTransform, Transform, biject_to
 
 from pyro_causal import CounterfactualPredictive, query, world, worlds
+from pyro_causal._pyro import zuko
 from pyro_causal.mechanisms import (
     AmortisedExplicit,
     AmortisedImplicit,
@@ -256,6 +257,20 @@ def test_parents_enter_on_the_real_line_and_standardised(kind: type[AmortisedMec
     torch.testing.assert_close(mechanism.context(t, i, v), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_discrete_parents_enter_as_they_are() -> None:
+    supports = [constraints.boolean, constraints.integer_interval(0, 9), constraints.one_hot]
+    mechanism = build(AmortisedExplicit, [(), (), (3,)], parent_supports=supports)
+    s, k, c = torch.tensor([0.0, 1.0]), torch.tensor([4.0, 7.0]), torch.eye(3)[:2]
+    expected = torch.cat([s[:, None], k[:, None], c], -1)
+    assert torch.equal(mechanism.context(s, k, c), expected)
+    assert mechanism(mechanism.prior().sample((2,)), s, k, c).batch_shape == (2,)
+
+
+def test_a_discrete_support_is_refused() -> None:
+    with pytest.raises(ValueError, match="wrong support: expected a continuous one, got Integer"):
+        build(support=constraints.integer_interval(0, 255))
+
+
 def test_wrong_supports_of_parents() -> None:
     for supports in ([], [constraints.real]):
         message = f"wrong number of parent_supports: expected 2, got {len(supports)}. Give one"
@@ -397,6 +412,60 @@ def test_a_prior_of_your_own() -> None:
     prior = build(latent_prior=Prior()).prior()
     assert isinstance(prior.base_dist, dist.Laplace)
     assert "latent_prior" in dict(build(latent_prior=Prior()).named_modules())
+
+
+# --- a low level of your own ---
+
+
+class Affine(nn.Module):
+    """A shift and a scale that depend on the parents, without constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, context: Tensor) -> Transform:
+        shift, log_scale = self.layer(context)[..., None, None, None].unbind(-4)
+        return AffineTransform(shift, log_scale.exp())
+
+
+class Spline(nn.Module):
+    """A monotone spline of each element."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3 * 5 - 1)
+
+    def forward(self, context: Tensor) -> Transform:
+        widths, heights, slopes = self.layer(context)[..., None, None, None, :].split([5, 5, 4], -1)
+        return zuko.transforms.MonotonicRQSTransform(widths, heights, slopes)
+
+
+@pytest.mark.parametrize("own", [Affine, Spline])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_low_level_of_your_own(own: type[nn.Module], shared: bool) -> None:
+    """Its density, its noise and its gradients; where particles share the value, too."""
+    mechanism = build(AmortisedExplicit, TWO, low_level=own(), dtype=torch.float64)
+    mechanism.set_normalisation(torch.randn(50, *EVENT).double(), *parents_of((50,), torch.float64))
+    parents = parents_of((3, 5), torch.float64)
+    z = mechanism.prior().sample((3, 5))
+    d = mechanism(z, *parents)
+    x = d.sample()[0] if shared else d.sample()
+    u = abduct(d, x)
+    assert u.shape == (3, 5, *EVENT)
+    torch.testing.assert_close(predict(d, u), x.expand(u.shape), rtol=1e-9, atol=1e-9)
+
+    x = x.expand(u.shape).requires_grad_()
+    context = mechanism.context(*parents)
+    y = mechanism.low_level(context)(x)
+    (slope,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    loc = mechanism.decoder(z.flatten(0, 1), context.flatten(0, 1)).unflatten(0, (3, 5))
+    base = torch.distributions.Normal(loc, mechanism.min_scale + mechanism.log_scale.exp())
+    expected = (base.log_prob(y) + slope.log()).flatten(2).sum(-1)
+    found = d.log_prob(x[0] if shared else x)
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    assert mechanism.low_level.layer.weight.grad.abs().sum() > 0
 
 
 # --- noise ----------------------------------------------------------------------------------------

@@ -31,9 +31,10 @@ from pyro.infer.autoguide import (
     AutoNormalMessenger,
     AutoStructured,
 )
+from pyro.nn import PyroModule, pyro_method
 from torch import nn
 
-from pyro_causal._pyro import FlowDistribution, NormalizingFlow, zuko
+from pyro_causal._pyro import FlowDistribution, NormalizingFlow, register, zuko
 
 
 def flag_after(code: str) -> bool:
@@ -311,3 +312,75 @@ def test_worlds_broadcast() -> None:
 def test_dtype(dtype: torch.dtype) -> None:
     d = FlowDistribution(zuko.flows.NSF(features=2).to(dtype)())
     assert d.sample().dtype == d.log_prob(d.sample()).dtype == dtype
+
+
+class Slope(PyroModule):
+    """Registers its layers, which may lie in memory in any order."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([layer])
+
+    @pyro_method
+    def model(self, x: torch.Tensor) -> None:
+        register(self, "layers")
+        with pyro.plate("rows", len(x)):
+            loc = self._modules["layers"][0](x).flatten(1).sum(-1)
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=torch.ones(len(x)))
+
+    def guide(self, x: torch.Tensor) -> None:
+        """Nothing is latent."""
+
+
+def steps(slope: Slope, svi: SVI, number: int) -> torch.Tensor:
+    x = torch.arange(8.0).reshape(2, 4, 1, 1) / 8
+    for _ in range(number):
+        svi.step(x)
+    return torch.cat([p.detach().flatten() for p in slope.parameters()])
+
+
+def slope_and_svi() -> tuple[Slope, SVI]:
+    torch.manual_seed(0)
+    slope = Slope(nn.Conv2d(4, 2, 1))
+    return slope, SVI(slope.model, slope.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+
+
+def test_two_modules_of_a_class_train_in_turn() -> None:
+    one, svi_of_one = slope_and_svi()
+    expected = [steps(one, svi_of_one, n) for n in (0, 5, 5)]
+    pyro.clear_param_store()
+    one, svi_of_one = slope_and_svi()
+    two, svi_of_two = slope_and_svi()
+    found = [steps(one, svi_of_one, n) for n in (0, 5)]
+    assert torch.equal(steps(two, svi_of_two, 5), expected[1])
+    found.append(steps(one, svi_of_one, 5))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert torch.equal(steps(two, svi_of_two, 0), expected[1])
+    store = pyro.get_param_store()
+    assert len(store) == 2
+    assert [store.param_name(p) for p in two.parameters()] == [None, None]  # not kept alive
+
+
+def test_parameters_of_any_memory_format_train() -> None:
+    slope = Slope(nn.Conv2d(4, 2, 2, padding=1).to(memory_format=torch.channels_last))
+    assert not slope.layers[0].weight.is_contiguous()
+    svi = SVI(slope.model, slope.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    before = steps(slope, svi, 0)
+    assert (steps(slope, svi, 1) != before).all()
+
+
+def test_frozen_parameters_stay_out_of_the_store() -> None:
+    slope, svi = slope_and_svi()
+    slope.layers[0].bias.requires_grad_(False)
+    steps(slope.eval(), svi, 1)
+    assert [*pyro.get_param_store()] == ["layers$$$0.weight"]
+
+
+def test_modules_may_keep_their_parameters_to_themselves() -> None:
+    with pyro.settings.context(module_local_params=True):
+        slope, _ = slope_and_svi()
+        elbo = Trace_ELBO()(slope.model, slope.guide)
+        elbo(torch.ones(2, 4, 1, 1)).backward()
+    assert not pyro.get_param_store() and not slope._pyro_context.param_state["params"]
+    assert all(p.grad is not None for p in slope.parameters())

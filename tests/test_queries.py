@@ -2,7 +2,6 @@
 
 import math
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -383,15 +382,49 @@ def test_an_interventional_query_with_a_guide() -> None:
     assert_mean(result, B * 3.0 + C * 0.6)
 
 
-def test_evidence_wins_over_the_guide() -> None:
-    def guide() -> None:
-        exact_guide()
-        pyro.sample("x", dist.Normal(-9.0, 1.0))
+def untold_guide(evidence: Mapping[str, Tensor] | None = None) -> None:
+    """The posterior of u given x, which has to be told; else the prior of both."""
+    x = (evidence or {}).get("x")
+    u = pyro.sample("u", dist.Normal(0.0 if x is None else x / 2, math.sqrt(0.5)))
+    if x is None:
+        pyro.sample("x", dist.Normal(u, 1.0))
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        result = query(confounded, "x", given={"x": 1.2}, guide=guide)
-    assert float(result) == pytest.approx(1.2)
+
+def told(evidence: Mapping[str, Tensor] | None = None) -> None:
+    confounded()
+
+
+def test_a_guide_that_draws_the_evidence_was_not_told() -> None:
+    """It would draw u as if x were unknown, and its x would be thrown away."""
+    given, message = {"x": tensor(1.2)}, r"At site 'x', a guide that draws the evidence: expected"
+    for graph in (None, "program"):
+        with pytest.warns(UserWarning, match=message + r".*args=\(given,\)"):
+            query(told, "u", given=given, guide=untold_guide, graph=graph, allow_unidentified=True)
+    observed = poutine.condition(told, given)
+    with pytest.warns(UserWarning, match=message):
+        query(observed, "u", guide=untold_guide)
+    for parallel in (True, False):
+        options = {"guide": untold_guide, "parallel": parallel}
+        with pytest.warns(UserWarning, match=message):
+            CounterfactualPredictive(observed, [{"x": 0.0}], **options)()
+    with pytest.warns(UserWarning, match=message):
+        counterfactual_function(told, guide=untold_guide)(given, {"x": 0.0})
+
+
+def test_a_guide_that_takes_the_evidence() -> None:
+    given = {"x": tensor(1.2)}
+    result = query(told, "u", given=given, guide=untold_guide, args=(given,), num_samples=NUMBER)
+    assert_mean(result, 0.6, math.sqrt(0.5))
+    observed = poutine.condition(untold_guide, given)
+    for guide in (observed, do(untold_guide, given)):  # which do not draw it
+        assert float(query(told, "x", given=given, guide=guide, num_samples=5)) == tensor(1.2)
+    sound = counterfactual_function(told, guide=untold_guide, arguments=lambda e: (e,))
+    assert sound(given, {"x": 0.0})["x"] == 0.0
+
+
+def test_a_guide_may_draw_what_an_intervention_sets() -> None:
+    result = query(do(told, {"x": 3.0}), "y", guide=untold_guide, num_samples=NUMBER)
+    assert_mean(result, B * 3.0, math.sqrt(C**2 / 2 + R**2))
 
 
 @pytest.mark.parametrize("parallel", [True, False])
@@ -811,6 +844,31 @@ def test_evidence_that_contradicts_an_observation() -> None:
     observed = poutine.condition(confounded, {"x": tensor(1.0)})
     with pytest.raises(ValueError, match="At site 'x', evidence that contradicts the program"):
         query(observed, "y", given={"x": 0.0})
+
+
+@pytest.mark.parametrize("action", [{}, {"x": 3.0}, {"y": 1.0}], ids=str)
+def test_evidence_that_the_program_observes_anyway(action: Mapping[str, float]) -> None:
+    given = {"x": tensor([1.2, -0.3, 0.5]), "y": tensor([2.0, 0.5, -1.0])}
+    observed = poutine.condition(rows, given)
+    answers = []
+    for evidence in ({}, given, {"x": given["x"]}):
+        pyro.set_rng_seed(0)
+        answers.append(query(observed, "y", do=action, given=evidence, args=(3,), num_samples=50))
+        assert answers[-1].given.keys() == evidence.keys()
+    for answer in answers[1:]:
+        assert (answer.rung, answer.source) == (answers[0].rung, answers[0].source)
+        torch.testing.assert_close(answer.draws, answers[0].draws)
+    almost = {"x": given["x"] + tensor([0.0, 0.0, 1e-6])}
+    with pytest.raises(ValueError, match=r"'x', evidence that contradicts.*observes another value"):
+        query(observed, "y", do=action, given=almost, args=(3,))
+
+
+def test_evidence_on_what_a_do_sets_contradicts_it_even_if_it_agrees() -> None:
+    for program in (confounded, poutine.condition(confounded, {"x": tensor(1.0)})):
+        with pytest.raises(ValueError, match="At site 'x', evidence that contradicts the program"):
+            query(do(program, {"x": 1.0}), "y", given={"x": 1.0})
+    with pytest.raises(ValueError, match="At site 'total', evidence.*the program computes it"):
+        query(rows, "y", given={"total": tensor(1.0)}, args=(3,))
 
 
 def test_impossible_evidence() -> None:

@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyro_causal._recipe import Recorded, build, describe
+from pyro_causal._recipe import NamedModules, Recorded, build, describe, require_recipe_of
 from pyro_causal.mechanisms import (
     AmortisedExplicit,
     ConditionalAffine,
@@ -25,6 +25,7 @@ from pyro_causal.mechanisms import (
 )
 
 GREY = constraints.interval(64.0, 255.0)
+ACTIVATION = nn.Tanh()
 
 
 def stored(recipe: object) -> object:
@@ -128,6 +129,8 @@ NETWORKS = {
         ),
         (2, 12, 12),
     ),
+    "a layer twice": (nn.Sequential(ACTIVATION, nn.Linear(4, 4), ACTIVATION), (4,)),
+    "named": (Outer(NamedModules({"b": nn.Linear(4, 4)}), order=["b"]), (4,)),
     "list of layers": (Chain(nn.ModuleList([nn.Linear(4, 2), nn.Tanh()])), (4,)),
     "dict of layers": (Outer(nn.ModuleDict({"b": nn.Linear(4, 4)}), order=["b"]), (4,)),
     "recorded": (Outer({"a": Inner(4), "b": nn.Tanh()}, order=["b", "a", "a"]), (4,)),
@@ -191,6 +194,66 @@ def test_a_mechanism_for_images_comes_back() -> None:
     expected = image(z, t).log_prob(x)
     torch.testing.assert_close(other(z, t).log_prob(x), expected, rtol=0, atol=0)
     torch.testing.assert_close(other.prior().log_prob(z), image.prior().log_prob(z))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_has_the_recipe_that_describes_it(name: str) -> None:
+    network, _ = NETWORKS[name]
+    require_recipe_of(network, describe(network))
+
+
+def replaced(layer: nn.Module) -> nn.Module:
+    """A network whose second layer is no longer the one that it was made with."""
+    network = Outer({"a": Inner(4), "b": nn.Tanh()}, order=["a", "b"])
+    network.parts["b"] = layer
+    return network
+
+
+@pytest.mark.parametrize(
+    ("network", "fault"),
+    [
+        (replaced(nn.ReLU()), "parts.b"),
+        (replaced(nn.Linear(4, 4)), ".*Unexpected key.*parts.b.weight"),
+        (replaced(nn.Sequential()), "parts.b"),
+    ],
+)
+def test_replaced_parts_are_noticed(network: nn.Module, fault: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"(?s)Outer: parts have been replaced.*\({fault}.*load_state_dict"
+    ):
+        require_recipe_of(network, describe(network))
+
+
+def test_lazy_layers_are_what_they_become() -> None:
+    class Lazy(Recorded):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LazyLinear(2)
+
+    network = Lazy()
+    network.layer(torch.zeros(1, 3))
+    require_recipe_of(network, describe(network))
+
+
+NAMES = ["type", "values", "keys", "train", "training", "forward", "_modules", "x y"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_modules_may_be_called_like_attributes(name: str) -> None:
+    modules = NamedModules({name: nn.Linear(2, 1), "x": nn.Linear(1, 1)})
+    assert [*modules] == [name, "x"]
+    assert isinstance(modules[name], nn.Linear) and modules.training is True
+    plain = nn.ModuleDict({"x": nn.Linear(1, 1)})
+    assert {*plain.state_dict()} < {*modules.state_dict()}
+    other = NamedModules({name: nn.Linear(2, 1), "x": nn.Linear(1, 1)})
+    other.load_state_dict(modules.state_dict())
+    assert torch.equal(other.double()[name].weight, modules[name].weight.double())
+
+
+@pytest.mark.parametrize("name", ["a.b", ".", "", 3])
+def test_names_that_are_no_part_of_a_parameters_name(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"At site {name!r}, the name of.*without a dot.*Rename"):
+        NamedModules({name: nn.Linear(1, 1)})
 
 
 def test_arguments_of_every_kind() -> None:

@@ -12,7 +12,8 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
-from pyro_causal._recipe import Recorded
+from pyro_causal._pyro import register
+from pyro_causal._recipe import NamedModules, Recorded
 
 __all__ = ["Completion"]
 
@@ -32,7 +33,8 @@ class Completion(Recorded, PyroModule):
     **Arguments**
 
     - ``heads``: for each variable that may be missing, a mechanism with one parent of event shape
-      ``(width,)``, see :meth:`width`.
+      ``(width,)``, see :meth:`width`. Names are as for
+      :class:`~pyro_causal.methods.deep_scm.DeepSCM`, without a dot.
     - ``sizes``: for each variable of the model, the number of its features.
     - ``networks``: for variables that are not scalars, a network from values ``[B, *event]`` to
       features ``[B, size]``, and the event shape.
@@ -67,9 +69,9 @@ class Completion(Recorded, PyroModule):
         hide: float = 0.5,
     ) -> None:
         super().__init__()
-        self.heads = nn.ModuleDict(heads)
+        self.heads = NamedModules(heads)
         self.sizes = dict(sizes)
-        self.networks = nn.ModuleDict({n: net for n, (net, _) in (networks or {}).items()})
+        self.networks = NamedModules({n: net for n, (net, _) in (networks or {}).items()})
         self.event_dims = {n: len(shape) for n, (_, shape) in (networks or {}).items()}
         self.hide = hide
         if unknown := sorted({*self.heads, *self.networks} - {*self.sizes}):
@@ -79,6 +81,10 @@ class Completion(Recorded, PyroModule):
             )
         self.register_buffer("loc", torch.zeros(len(self.sizes)))
         self.register_buffer("scale", torch.ones(len(self.sizes)))
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a variable may be missing."""
+        return name in self._parts("heads")
 
     @staticmethod
     def width(name: str, sizes: Mapping[str, int]) -> int:
@@ -91,17 +97,19 @@ class Completion(Recorded, PyroModule):
         **Shapes**: values ``(*batch, *event)``, whose batches broadcast; so is the batch shape of
         the result.
         """
+        self._register()
         features = {n: self._features(n, x) for n, x in known.items() if n in self.sizes}
         return self._head(name, features, {})
 
     @pyro_method
     def model(self, data: Mapping[str, Tensor]) -> None:
         """Score every variable given random others; ``data`` are complete rows ``[N, *event]``."""
+        self._register()
         self._require_complete(data)
         features = {name: self._features(name, data[name]) for name in self.sizes}
         rows = len(next(iter(data.values())))
         with pyro.plate("rows", rows, dim=-1):
-            for name in self.heads:
+            for name in self._parts("heads"):
                 flags = {
                     n: (torch.rand_like(f[:, 0]) >= self.hide).to(f) for n, f in features.items()
                 }
@@ -126,20 +134,32 @@ class Completion(Recorded, PyroModule):
             )
         return self
 
+    def _register(self) -> None:
+        for part in ("heads", "networks"):
+            register(self, part)
+
+    def _parts(self, name: str) -> Any:
+        """Heads or networks, without telling Pyro again, which takes a while."""
+        return self._modules[name]
+
     def _require_complete(self, data: Mapping[str, Tensor]) -> None:
         if missing := sorted({*self.sizes} - {*data}):
             raise ValueError(
                 f"Completion: {missing} are missing: expected complete rows. Train it on rows that "
                 "hold every variable in sizes."
             )
+        if empty := [name for name in self.sizes if not len(data[name])]:
+            raise ValueError(
+                f"Completion: {empty} have no rows: expected one or more. Give it data to train on."
+            )
 
     def _features(self, name: str, value: Tensor) -> Tensor:
         """The features of a variable, ``(*batch, size)``."""
         size = self.sizes[name]
-        if name in self.networks:
+        if name in self._parts("networks"):
             batch = value.shape[: value.dim() - self.event_dims[name]]
             rows = value.reshape(batch.numel(), *value.shape[len(batch) :])
-            features: Tensor = self.networks[name](rows)
+            features: Tensor = self._parts("networks")[name](rows)
             if features.shape != (expected := (len(rows), size)):
                 raise ValueError(
                     f"Completion: the network of '{name}' returns {tuple(features.shape)}: "
@@ -172,4 +192,6 @@ class Completion(Recorded, PyroModule):
                 known, flag = self.loc.new_zeros(size), self.loc.new_zeros(())
             columns += [known * flag.unsqueeze(-1), flag.unsqueeze(-1)]
         batch = torch.broadcast_shapes(*(c.shape[:-1] for c in columns))
-        return self.heads[name](torch.cat([c.expand(*batch, -1) for c in columns], -1))
+        rows = torch.cat([c.expand(*batch, -1) for c in columns], -1)
+        result: TorchDistribution = self._parts("heads")[name](rows)
+        return result

@@ -33,8 +33,13 @@ class Mechanism(Recorded):
 
     - ``parents``: the number of scalar parents, or one event shape for each parent: ``2`` means
       ``[(), ()]``.
+    - ``parent_supports``: for each parent a constraint on its single elements; what is positive
+      enters as its logarithm, what is bounded as its logit, before it is standardised. What is
+      discrete enters as it is, like a real. By default all are reals.
 
     **Shapes**: a parent ``(*batch, *event)``, with one declared event shape each.
+
+    **Raises**: ``ValueError`` for another number of supports than parents.
 
     **Example**::
 
@@ -50,10 +55,27 @@ class Mechanism(Recorded):
     context_loc: Tensor
     context_scale: Tensor
 
-    def __init__(self, parents: int | Sequence[Sequence[int]] = 0) -> None:
+    def __init__(
+        self,
+        parents: int | Sequence[Sequence[int]] = 0,
+        *,
+        parent_supports: Sequence[constraints.Constraint] | None = None,
+    ) -> None:
         super().__init__()
         shapes = [()] * parents if isinstance(parents, int) else parents
         self.parent_shapes = tuple(torch.Size(shape) for shape in shapes)
+        if parent_supports is None:
+            parent_supports = [constraints.real] * len(self.parent_shapes)
+        self.parent_supports = tuple(
+            constraints.real if support.is_discrete else support for support in parent_supports
+        )
+        if len(self.parent_supports) != len(self.parent_shapes):
+            raise self._error(
+                ValueError,
+                f"wrong number of parent_supports: expected {len(self.parent_shapes)}, got "
+                f"{len(self.parent_supports)}",
+                "Give one constraint for each parent, constraints.real where there is none",
+            )
         features = sum(shape.numel() for shape in self.parent_shapes)
         self.register_buffer("context_loc", torch.zeros(features))
         self.register_buffer("context_scale", torch.ones(features))
@@ -67,7 +89,9 @@ class Mechanism(Recorded):
         raise NotImplementedError
 
     def context(self, *parents: Tensor) -> Tensor:
-        r"""Join the parents to standardised features, :math:`(\mathrm{pa} - m) / s`.
+        r"""Join the parents to standardised features, :math:`(c(\mathrm{pa}) - m) / s`.
+
+        :math:`c` is the map from a parent's support to the reals.
 
         **Shapes**: parents ``(*batch, *event)``; result ``(*batch, features)`` with the broadcast
         of all batches. A root has the context ``(0,)``.
@@ -124,9 +148,12 @@ class Mechanism(Recorded):
         self._check(parents)
         if not parents:
             return self.context_loc
+        declared = zip(parents, self.parent_shapes, self.parent_supports, strict=True)
         columns = [
-            parent.reshape(*parent.shape[: parent.dim() - len(shape)], shape.numel())
-            for parent, shape in zip(parents, self.parent_shapes, strict=True)
+            biject_to(support)
+            .inv(parent)
+            .reshape(*parent.shape[: parent.dim() - len(shape)], shape.numel())
+            for parent, shape, support in declared
         ]
         batch = torch.broadcast_shapes(*(column.shape[:-1] for column in columns))
         return torch.cat([column.expand(*batch, -1) for column in columns], -1)
@@ -172,7 +199,7 @@ class ContinuousMechanism(Mechanism):
 
     **Arguments**
 
-    - ``parents``: as for :class:`Mechanism`.
+    - ``parents``, ``parent_supports``: as for :class:`Mechanism`.
     - ``support``: ``constraints.real``, ``positive``, ``interval(a, b)`` or any other constraint on
       scalars that ``biject_to`` knows, with numbers for bounds.
 
@@ -186,9 +213,10 @@ class ContinuousMechanism(Mechanism):
         self,
         parents: int | Sequence[Sequence[int]] = 0,
         *,
+        parent_supports: Sequence[constraints.Constraint] | None = None,
         support: constraints.Constraint = constraints.real,
     ) -> None:
-        super().__init__(parents)
+        super().__init__(parents, parent_supports=parent_supports)
         if support.event_dim or support.is_discrete:
             raise self._error(
                 ValueError,

@@ -25,6 +25,7 @@ class ConditionalCategorical(Mechanism):
 
     - ``categories``: their number :math:`K`.
     - ``parents``: the number of scalar parents, or the event shape of each.
+    - ``parent_supports``: as for :class:`~pyro_causal.mechanisms.base.Mechanism`.
     - ``hidden``: widths of the hidden layers of the network from the parents to the logits, ``()``
       for logits affine in the parents, or a module of your own from ``(*batch, features)`` to
       ``(*batch, K)``. Roots have no network.
@@ -50,9 +51,10 @@ class ConditionalCategorical(Mechanism):
         categories: int,
         parents: int | Sequence[Sequence[int]] = 0,
         *,
+        parent_supports: Sequence[constraints.Constraint] | None = None,
         hidden: Sequence[int] | nn.Module = (16,),
     ) -> None:
-        super().__init__(parents)
+        super().__init__(parents, parent_supports=parent_supports)
         if categories < 2:
             fact = f"expected at least two categories, got {categories}"
             raise self._error(ValueError, fact, "Use a constant instead of a mechanism")
@@ -84,6 +86,7 @@ class ConditionalBernoulli(Mechanism):
     **Arguments**
 
     - ``parents``: the number of scalar parents, or the event shape of each.
+    - ``parent_supports``: as for :class:`~pyro_causal.mechanisms.base.Mechanism`.
     - ``hidden``: as for :class:`ConditionalCategorical`, with one output.
 
     **Shapes**: parents ``(*batch, *event)``; batch shape their broadcast, event shape ``()``.
@@ -104,9 +107,10 @@ class ConditionalBernoulli(Mechanism):
         self,
         parents: int | Sequence[Sequence[int]] = 0,
         *,
+        parent_supports: Sequence[constraints.Constraint] | None = None,
         hidden: Sequence[int] | nn.Module = (16,),
     ) -> None:
-        super().__init__(parents)
+        super().__init__(parents, parent_supports=parent_supports)
         self.network = ContextNetwork(len(self.context_loc), 1, hidden=hidden)
 
     def forward(self, *parents: Tensor) -> Bernoulli:

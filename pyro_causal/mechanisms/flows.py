@@ -62,10 +62,11 @@ class _Flow(ContinuousMechanism):
         parents: int | Sequence[Sequence[int]],
         outputs: int,
         *,
+        parent_supports: Sequence[constraints.Constraint] | None,
         support: constraints.Constraint,
         hidden: Sequence[int] | nn.Module,
     ) -> None:
-        super().__init__(parents, support=support)
+        super().__init__(parents, parent_supports=parent_supports, support=support)
         self.network = ContextNetwork(len(self.context_loc), outputs, hidden=hidden)
 
     def forward(self, *parents: Tensor) -> FlowDistribution:
@@ -95,6 +96,7 @@ class ConditionalAffine(_Flow):
     **Arguments**
 
     - ``parents``: the number of scalar parents, or the event shape of each.
+    - ``parent_supports``: as for :class:`~pyro_causal.mechanisms.base.Mechanism`.
     - ``support``: ``constraints.real``, ``positive`` or ``interval(a, b)``.
     - ``hidden``: widths of the hidden layers of the network from the parents to :math:`\mu` and
       :math:`\log \sigma`, ``()`` for affine functions of the parents, or a module of your own from
@@ -122,10 +124,13 @@ class ConditionalAffine(_Flow):
         self,
         parents: int | Sequence[Sequence[int]] = 0,
         *,
+        parent_supports: Sequence[constraints.Constraint] | None = None,
         support: constraints.Constraint = constraints.real,
         hidden: Sequence[int] | nn.Module = (16,),
     ) -> None:
-        super().__init__(parents, 2, support=support, hidden=hidden)
+        super().__init__(
+            parents, 2, parent_supports=parent_supports, support=support, hidden=hidden
+        )
 
     def _learnt(self, parameters: Tensor) -> tuple[Transform, ...]:
         return (zuko.transforms.MonotonicAffineTransform(*parameters.unbind(-1)).inv,)
@@ -148,6 +153,7 @@ class ConditionalSpline(_Flow):
     **Arguments**
 
     - ``parents``: the number of scalar parents, or the event shape of each.
+    - ``parent_supports``: as for :class:`~pyro_causal.mechanisms.base.Mechanism`.
     - ``support``: ``constraints.real``, ``positive`` or ``interval(a, b)``.
     - ``bins``: number :math:`K` of pieces of the spline.
     - ``bound``: half the width of the spline's domain.
@@ -177,12 +183,19 @@ class ConditionalSpline(_Flow):
         self,
         parents: int | Sequence[Sequence[int]] = 0,
         *,
+        parent_supports: Sequence[constraints.Constraint] | None = None,
         support: constraints.Constraint = constraints.real,
         bins: int = 8,
         bound: float = 5.0,
         hidden: Sequence[int] | nn.Module = (32,),
     ) -> None:
-        super().__init__(parents, 3 * bins + 1, support=support, hidden=hidden)
+        super().__init__(
+            parents,
+            3 * bins + 1,
+            parent_supports=parent_supports,
+            support=support,
+            hidden=hidden,
+        )
         self.bins = bins
         self.bound = bound
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pyro.distributions import Normal
+from pyro.distributions import Normal, constraints
 from torch import Tensor, nn
 
 from pyro_causal.mechanisms.base import ContextNetwork, ContinuousMechanism
@@ -23,6 +23,7 @@ class ConditionalGaussian(ContinuousMechanism):
     **Arguments**
 
     - ``parents``: the number of scalar parents, or the event shape of each.
+    - ``parent_supports``: as for :class:`~pyro_causal.mechanisms.base.Mechanism`.
     - ``hidden``: ``()`` for a linear mechanism, widths of the hidden layers of the network for
       :math:`\mu`, or a module of your own from ``(*batch, features)`` to ``(*batch, 1)``.
     - ``heteroscedastic``: let :math:`\log \sigma` depend on the parents, too; the network then has
@@ -48,10 +49,11 @@ class ConditionalGaussian(ContinuousMechanism):
         self,
         parents: int | Sequence[Sequence[int]] = 0,
         *,
+        parent_supports: Sequence[constraints.Constraint] | None = None,
         hidden: Sequence[int] | nn.Module = (),
         heteroscedastic: bool = False,
     ) -> None:
-        super().__init__(parents)
+        super().__init__(parents, parent_supports=parent_supports)
         self.heteroscedastic = heteroscedastic
         outputs = 2 if heteroscedastic else 1
         self.network = ContextNetwork(len(self.context_loc), outputs, hidden=hidden)

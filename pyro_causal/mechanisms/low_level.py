@@ -17,7 +17,7 @@ from torch.distributions import AffineTransform, ComposeTransform, Transform
 
 from pyro_causal.mechanisms.base import ContextNetwork, Recorded
 
-__all__ = ["ConditionalScale", "SoftLogitTransform"]
+__all__ = ["ConditionalScale", "SoftLogitTransform", "SpreadTransform"]
 
 
 class SoftLogitTransform(Transform):
@@ -83,18 +83,41 @@ class SoftLogitTransform(Transform):
         return slope.log() - math.log(self._half_range)
 
 
-class _Division(AffineTransform):
-    """Division by a scale, which may have more batch axes than the value."""
+class SpreadTransform(Transform):
+    """The identity, on a value that is expanded to the batch axes of what comes after it.
 
-    def __init__(self, divisor: Tensor, cache_size: int = 0) -> None:
-        super().__init__(torch.zeros_like(divisor), 1 / divisor, cache_size=cache_size)
-        self.divisor = divisor
+    Torch's transforms do not expect that parameters have more of them than the value.
 
-    def with_cache(self, cache_size: int = 1) -> _Division:
-        return _Division(self.divisor, cache_size)
+    **Arguments**: ``shape``, batch and event (of ones, where the value may have any size).
+
+    **Example**::
+
+        >>> SpreadTransform((5, 1))(torch.zeros(3)).shape
+        torch.Size([5, 3])
+    """
+
+    domain = constraints.real
+    codomain = constraints.real
+    bijective = True
+    sign = 1
+
+    def __init__(self, shape: Sequence[int], cache_size: int = 0) -> None:
+        super().__init__(cache_size=cache_size)
+        self.shape = torch.Size(shape)
+
+    def with_cache(self, cache_size: int = 1) -> SpreadTransform:
+        """The same transform with another cache."""
+        return SpreadTransform(self.shape, cache_size)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return x.expand(torch.broadcast_shapes(x.shape, self.shape))
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return -self.divisor.log().expand(torch.broadcast_shapes(self.divisor.shape, x.shape))
+        """Zero at each element."""
+        return torch.zeros_like(y)
 
 
 class ConditionalScale(Recorded):
@@ -103,7 +126,7 @@ class ConditionalScale(Recorded):
     .. math:: w = c\bigl(x / s(\mathrm{pa})\bigr)
 
     with :math:`c` a :class:`SoftLogitTransform` or the identity. An intervention that dims or
-    brightens an image is then undone before the decoder sees it.
+    brightens an image is then undone before the encoder sees it, and the decoder need not draw it.
 
     **Arguments**
 
@@ -143,10 +166,10 @@ class ConditionalScale(Recorded):
         """Give the transform for these parents."""
         log_scale = self.log_scale + self.network(context)
         scale = log_scale.exp().reshape(*log_scale.shape[:-1], *[1] * self.event_dim)
-        divide = _Division(scale)
-        if self.softness is None:
-            return divide
-        return ComposeTransform([divide, SoftLogitTransform(self.softness)])
+        steps = [SpreadTransform(scale.shape), AffineTransform(torch.zeros_like(scale), 1 / scale)]
+        if self.softness is not None:
+            steps.append(SoftLogitTransform(self.softness))
+        return ComposeTransform(steps)
 
     def set_normalisation(self, data: Tensor) -> Self:
         """Start at the mean of the largest absolute elements of data ``(*batch, *event)``.

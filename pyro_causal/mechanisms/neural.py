@@ -28,6 +28,7 @@ from torch.distributions.transforms import (
 )
 
 from pyro_causal.mechanisms.base import Mechanism
+from pyro_causal.mechanisms.low_level import SpreadTransform
 
 __all__ = ["AmortisedExplicit", "AmortisedImplicit", "AmortisedMechanism"]
 
@@ -48,10 +49,7 @@ class AmortisedMechanism(Mechanism):
       value.
     - ``latent``: the size of :math:`z`.
     - ``event_shape``: shape of a value, such as ``(1, 28, 28)``.
-    - ``parents``: as for :class:`Mechanism`.
-    - ``parent_supports``: for each parent a constraint on its single elements; what is positive
-      enters the networks as its logarithm, what is bounded as its logit, before it is standardised.
-      By default all are reals.
+    - ``parents``, ``parent_supports``: as for :class:`Mechanism`.
     - ``latent_prior``: a module without inputs that returns the distribution of :math:`z`, which
       must not depend on the parents. By default it is standard normal.
 
@@ -73,22 +71,12 @@ class AmortisedMechanism(Mechanism):
         parent_supports: Sequence[constraints.Constraint] | None = None,
         latent_prior: nn.Module | None = None,
     ) -> None:
-        super().__init__(parents)
+        super().__init__(parents, parent_supports=parent_supports)
         self.encoder = encoder
         self.decoder = decoder
         self.latent_prior = latent_prior
         self.latent = latent
         self.event_shape = torch.Size(event_shape)
-        if parent_supports is None:
-            parent_supports = [constraints.real] * len(self.parent_shapes)
-        self.parent_supports = tuple(parent_supports)
-        if len(self.parent_supports) != len(self.parent_shapes):
-            raise self._error(
-                ValueError,
-                f"wrong number of parent_supports: expected {len(self.parent_shapes)}, got "
-                f"{len(self.parent_supports)}",
-                "Give one constraint for each parent, constraints.real where there is none",
-            )
 
     def extra_repr(self) -> str:
         """Show the parents and the sizes."""
@@ -120,14 +108,6 @@ class AmortisedMechanism(Mechanism):
     def _encoded(self, x: Tensor, context: Tensor) -> Tensor:
         """The value as the encoder sees it."""
         return x
-
-    def _join(self, parents: Sequence[Tensor]) -> Tensor:
-        self._check(parents)
-        free = [
-            biject_to(support).inv(parent)
-            for support, parent in zip(self.parent_supports, parents, strict=True)
-        ]
-        return super()._join(free)
 
     def _run(self, network: Any, shape: Sequence[int], *inputs: tuple[Tensor, int]) -> Tensor:
         """Call a network with the batches of its inputs broadcast and flattened to one axis."""
@@ -176,7 +156,10 @@ class AmortisedExplicit(AmortisedMechanism):
     - ``support``: of single elements, which are mapped to the reals first, by the logarithm or
       the logit.
     - ``low_level``: a module from parents ``[*batch, features]`` to a transform of elements, such
-      as :class:`~pyro_causal.mechanisms.low_level.ConditionalScale`.
+      as :class:`~pyro_causal.mechanisms.low_level.ConditionalScale`. It may be one of your own,
+      whose parameters broadcast with values ``[*batch, *event]``: torch's ``AffineTransform``, or
+      zuko's ``MonotonicRQSTransform``. If it has a method ``set_normalisation(values)``, for
+      constants, :meth:`set_normalisation` calls it.
     - ``geometry``: a module that places what the decoder draws as the parents say, such as
       :class:`~pyro_causal.mechanisms.geometry.ConditionalWarp`, and with ``undo`` the other way
       round for the encoder. So the networks see and draw images of one size, whatever their
@@ -187,7 +170,8 @@ class AmortisedExplicit(AmortisedMechanism):
     **Shapes**: z ``(*batch, latent)``, parents ``(*batch, *event)``; batch shape their broadcast,
     event shape ``event_shape``. The encoder gets :math:`h^{-1}(x)`.
 
-    **Raises**: as :class:`AmortisedMechanism`; ``ValueError`` for a scale that is none of these.
+    **Raises**: as :class:`AmortisedMechanism`; ``ValueError`` for a scale that is none of these, or
+    a discrete support.
 
     **References**: *Deep structural causal models for tractable counterfactual inference*,
     https://arxiv.org/abs/2006.06485, section 3.1. There the decoder's scale is fixed, pixels are
@@ -246,6 +230,9 @@ class AmortisedExplicit(AmortisedMechanism):
         elif scale != "network" and not (type(scale) in (int, float) and scale > 0):
             fact = f"wrong scale: expected a positive number, 'shared' or 'network', got {scale!r}"
             raise self._error(ValueError, fact, "Give one of these")
+        if support.is_discrete:
+            fact = f"wrong support: expected a continuous one, got {support}"
+            raise self._error(ValueError, fact, "Give constraints.real or interval(a, b)")
         if not self.event_shape:
             fact = "wrong event: expected an event_shape of one axis or more, got ()"
             raise self._error(ValueError, fact, "Give (1,), or another mechanism to a scalar")
@@ -293,10 +280,11 @@ class AmortisedExplicit(AmortisedMechanism):
 
     def _chart(self, context: Tensor) -> Transform:
         """The map from value to the decoder's scale, for these parents."""
-        steps = [biject_to(self.support).inv]
+        batch, event = context.shape[:-1], self.event_shape
+        steps = [SpreadTransform([*batch, *(1 for _ in event)]), biject_to(self.support).inv]
         if self.low_level is not None:
             steps.append(self.low_level(context))
-        return IndependentTransform(ComposeTransform(steps), len(self.event_shape))
+        return IndependentTransform(ComposeTransform(steps), len(event))
 
     def _encoded(self, x: Tensor, context: Tensor) -> Tensor:
         y: Tensor = self._chart(context)(x)
@@ -307,8 +295,8 @@ class AmortisedExplicit(AmortisedMechanism):
 
     def _set_value_constants(self, data: Tensor) -> None:
         self._require_support(data, self.support, "Give wider bounds")
-        if self.low_level is not None:
-            low_level: Any = self.low_level
+        low_level: Any = self.low_level
+        if hasattr(low_level, "set_normalisation"):
             low_level.set_normalisation(biject_to(self.support).inv(data))
 
 

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
-from torch import Tensor, nn
+from pyro.util import ignore_jit_warnings
+from torch import Tensor
 
-from pyro_causal._recipe import Recorded, build, describe
+from pyro_causal._pyro import register
+from pyro_causal._recipe import NamedModules, Recorded, build, describe, require_recipe_of
 from pyro_causal.infer import checkpoint
 from pyro_causal.infer.elbo import MeanFieldELBO
 from pyro_causal.infer.guides import Completion
@@ -33,7 +35,8 @@ class DeepSCM(Recorded, PyroModule):
     Every variable is a site of :attr:`model`, in a plate of rows. An amortised mechanism has a
     latent site besides, called `z` (or ``z_<variable>``, where there are several), which
     :attr:`guide` draws from the mechanism's encoder. All other noise is abducted exactly, so
-    ``worlds``, ``query`` and ``CounterfactualPredictive`` answer from all three rungs.
+    ``worlds``, ``query`` and ``CounterfactualPredictive`` answer from all three rungs. Evidence is
+    the argument of model and guide: the encoder has to see it.
 
     Any variable may be missing from the evidence. What is missing without observed descendants
     follows its own mechanism; the rest is drawn by ``completion``.
@@ -46,11 +49,13 @@ class DeepSCM(Recorded, PyroModule):
       itself, on complete rows: see :class:`~pyro_causal.infer.guides.Completion`.
 
     **Shapes**: :attr:`model` and :attr:`guide` take a dict of observed tensors ``[N, *event]``;
-    without any they run on one row. Batches are complete data: nothing is rescaled.
+    without any they run on one row. Batches are complete data: nothing is rescaled. The argument is
+    called ``data``, so train by ``fit(scm.model, scm.guide, loss=scm.loss(), data={"data": rows},
+    epochs=10)``.
 
     **Raises**: ``ValueError`` for unknown parents, cycles, a mechanism that declares other parents,
-    a variable that bears the name of a latent or of the plate `rows`, or a completion for other
-    variables.
+    a variable that bears the name of a latent or of the plate `rows` or one with a dot, or a
+    completion for other variables; for data that are no rows of tensors, or no categories.
 
     **References**: *Deep structural causal models for tractable counterfactual inference*,
     https://arxiv.org/abs/2006.06485, section 3. There, evidence must hold every variable.
@@ -58,7 +63,7 @@ class DeepSCM(Recorded, PyroModule):
     **Example**::
 
         >>> from pyro.distributions import constraints
-        >>> from pyro_causal import CounterfactualPredictive
+        >>> from pyro_causal import CounterfactualPredictive, query
         >>> from pyro_causal.mechanisms import ConditionalAffine
         >>> scm = DeepSCM(
         ...     mechanisms={
@@ -70,6 +75,9 @@ class DeepSCM(Recorded, PyroModule):
         >>> worlds = CounterfactualPredictive(scm.model, [{"t": 3.0}], guide=scm.guide)(rows)
         >>> worlds["i"].shape
         torch.Size([1, 2, 2])
+        >>> answer = query(scm.model, "i", do={"t": 3.0}, guide=scm.guide, args=(rows,))
+        >>> answer.rung, answer.mean.shape
+        ('counterfactual', torch.Size([2]))
     """
 
     def __init__(
@@ -80,7 +88,7 @@ class DeepSCM(Recorded, PyroModule):
     ) -> None:
         super().__init__()
         self.parents = {name: tuple(parents) for name, (_, parents) in mechanisms.items()}
-        self.mechanisms = nn.ModuleDict({name: m for name, (m, _) in mechanisms.items()})
+        self.mechanisms = NamedModules({name: m for name, (m, _) in mechanisms.items()})
         self.completion = completion
         self.graph = _graph(self.parents)
         self.order = tuple(nx.lexicographical_topological_sort(self.graph))
@@ -154,10 +162,13 @@ class DeepSCM(Recorded, PyroModule):
         """Write the whole model, networks included, as tensors and plain values.
 
         **Raises**: ``ValueError`` for a network whose constructor's arguments cannot be told:
-        derive it from :class:`pyro_causal.mechanisms.Recorded`.
+        derive it from :class:`pyro_causal.mechanisms.Recorded`; for a model with parts that have
+        been replaced since it was made.
         """
-        content = {"recipe": describe(self), "state": self.state_dict()}
-        checkpoint.save(path, content)
+        recipe = describe(self)
+        with checkpoint.rng_scope():  # to make a model takes random numbers
+            require_recipe_of(self, recipe)
+        checkpoint.save(path, {"recipe": recipe, "state": self.state_dict()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, classes: Iterable[type] = ()) -> DeepSCM:
@@ -206,7 +217,7 @@ class DeepSCM(Recorded, PyroModule):
         return parents
 
     def _complete(self, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
-        if self.completion is None or name not in self.completion.heads:
+        if self.completion is None or name not in self.completion:
             below = sorted(nx.descendants(self.graph, name) & set(values))
             raise ValueError(
                 f"At site '{name}', the value is missing and {below} are observed, which depend on "
@@ -222,30 +233,54 @@ class DeepSCM(Recorded, PyroModule):
     def _observed(self, data: Values | None) -> dict[str, Tensor]:
         """What is there of the data, checked."""
         observed = {name: value for name, value in (data or {}).items() if value is not None}
-        rows = {}
         for name, value in observed.items():
-            if name not in self.parents:
-                raise ValueError(
-                    f"At site '{name}', there is no such variable: expected some of "
-                    f"{sorted(self.parents)}. Check the spelling, or leave it out."
-                )
-            event = getattr(self._mechanism(name), "event_shape", ())
-            if not isinstance(value, Tensor):
-                raise TypeError(
-                    f"At site '{name}', the value is no tensor: expected one row per unit, got "
-                    f"{type(value).__name__}. Convert it with torch.as_tensor."
-                )
-            if value.dim() == 0 or value.shape[1:] != torch.Size(event):
-                shape = ", ".join(["N", *map(str, event)])
-                raise ValueError(
-                    f"At site '{name}', wrong shape: expected [{shape}], got {tuple(value.shape)}. "
-                    "Give one row per unit."
-                )
-            rows[name] = len(value)
-        if len(set(rows.values())) > 1:
-            counts = ", ".join(f"'{name}' has {n}" for name, n in rows.items())
+            self._require_rows(name, value)
+            self._require_values(name, value)
+        if len({len(value) for value in observed.values()}) > 1:
+            counts = ", ".join(f"'{name}' has {len(value)}" for name, value in observed.items())
             raise ValueError(f"Rows do not match: expected equally many, but {counts}. Align them.")
         return observed
+
+    def _require_rows(self, name: str, value: Any) -> None:
+        if name not in self.parents:
+            raise ValueError(
+                f"At site '{name}', there is no such variable: expected some of "
+                f"{sorted(self.parents)}. Check the spelling, or leave it out."
+            )
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"At site '{name}', the value is no tensor: expected one row per unit, got "
+                f"{type(value).__name__}. Convert it with torch.as_tensor."
+            )
+        event = getattr(self._mechanism(name), "event_shape", ())
+        if value.dim() == 0 or value.shape[1:] != torch.Size(event):
+            shape = ", ".join(["N", *map(str, event)])
+            raise ValueError(
+                f"At site '{name}', wrong shape: expected [{shape}], got {tuple(value.shape)}. "
+                "Give one row per unit."
+            )
+        if not len(value):
+            raise ValueError(
+                f"At site '{name}', no rows: expected one or more, got none. Leave a variable out "
+                "if it is missing."
+            )
+
+    @ignore_jit_warnings()  # the data are constants of a trace
+    def _require_values(self, name: str, value: Tensor) -> None:
+        mechanism = self._mechanism(name)
+        dtype = mechanism.context_loc.dtype
+        if isinstance(mechanism, AmortisedMechanism) and value.dtype != dtype:
+            raise TypeError(
+                f"At site '{name}', wrong dtype: expected {dtype}, got {value.dtype}. Convert the "
+                f"values with .to({dtype})."
+            )
+        if isinstance(mechanism, ConditionalCategorical):
+            last = mechanism.categories - 1
+            if not ((value == value.long()) & (value >= 0) & (value <= last)).all():
+                raise ValueError(
+                    f"At site '{name}', no category: expected whole numbers from 0 to {last}, got "
+                    f"values from {value.min():g} to {value.max():g}. Number the categories from 0."
+                )
 
     def _check_names(self) -> None:
         if taken := sorted({"rows", *self.latents.values()} & {*self.parents}):
@@ -272,8 +307,8 @@ class DeepSCM(Recorded, PyroModule):
                 )
 
     def _register(self) -> None:
-        """Tell Pyro of the parameters: reading a module as an attribute does."""
-        _ = self.mechanisms
+        """Tell Pyro of the parameters."""
+        register(self, "mechanisms")
 
     def _mechanism(self, name: str) -> Any:
         """Without telling Pyro again, which takes a while."""
