@@ -106,9 +106,8 @@ PRESETS = {
         samples=32,
     ),
 }
-BETA = 3.0  # more makes interventions act, less makes the way back shorter: chosen on validation
-BATCH = 128
 LATENT, LOCAL, KNOTS = 32, 4, 10
+SPREAD = 0.75  # from 0, rows as they are, to 1, parents almost evenly spread over their range
 
 
 def show(title: str, table: Table) -> None:
@@ -128,6 +127,7 @@ def image(
     event_shape: Sequence[int],
     stages: int,
     supports: Sequence[constraints.Constraint],
+    whole: bool,
     warp: bool,
 ) -> AmortisedExplicit:
     """A variational autoencoder for images in grey levels 0 to 255, with these parents."""
@@ -136,7 +136,7 @@ def image(
     encoder = ConvEncoder(LATENT, features, channels=channels, **shape)
     return AmortisedExplicit(
         encoder,
-        ConvDecoder(LATENT, features, channels=channels, whole=False, bounded=True, **shape),
+        ConvDecoder(LATENT, features, channels=channels, whole=whole, bounded=True, **shape),
         latent=encoder.size,
         event_shape=event_shape,
         parents=features,
@@ -176,6 +176,10 @@ class Experiment:
     event_shape: ClassVar[tuple[int, int, int]]
     stages: ClassVar[int]
     warp: ClassVar[bool]  # whether parents set the size of what an image shows
+    beta: ClassVar[float]  # more makes interventions act, less makes the way back shorter
+    batch: ClassVar[int]
+    longer: ClassVar[float]  # how many times the epochs of the preset
+    spread: ClassVar[tuple[str, ...]]  # parents whose rare values are to be seen more often
     # What is missing, what is done, what is asked.
     gaps: ClassVar[Sequence[tuple[str, Action, str]]]
     pair: ClassVar[tuple[str, str]]  # of scalars whose densities are drawn
@@ -201,6 +205,7 @@ class Experiment:
                 event_shape=self.event_shape,
                 stages=self.stages,
                 supports=[self.supports[p] for p in edges["x"]],
+                whole=self.warp,
                 warp=self.warp,
             ),
             edges["x"],
@@ -268,6 +273,8 @@ class MorphoMNIST(Experiment):
     enter: ClassVar = {}
     hidden = (16,)
     event_shape, stages, warp = (1, 28, 28), 2, False
+    beta, batch, longer = 3.0, 128, 1.0
+    spread = ()
     gaps: ClassVar = (
         ("t", {"t": 1.5}, "i"),
         ("t", {"t": 4.0}, "i"),
@@ -345,6 +352,8 @@ class Brain(Experiment):
     enter: ClassVar = {"b": constraints.positive}
     hidden = ()
     event_shape, stages, warp = (1, 64, 64), 3, True
+    beta, batch, longer = 20.0, 64, 4 / 3
+    spread = ("b", "v")
     gaps: ClassVar = (
         ("a", {"b": 1300.0}, "a"),
         ("b", {"a": 75.0}, "b"),
@@ -410,35 +419,67 @@ def observed(scm: DeepSCM, rows: Rows) -> dict[str, Tensor]:
     return {name: rows[name] for name in scm.order}
 
 
-def train(scm: DeepSCM, rows: Mapping[str, Rows], preset: Preset, out: Path) -> None:
+def spread_out(rows: Rows, names: Sequence[str]) -> Rows:
+    """Rows drawn again, so that rare values of some positive variables are no longer rare.
+
+    Interventions ask for such values. Which parents are frequent is no part of an image's
+    mechanism, so that it may be trained on these rows; those of the parents may not.
+    """
+    logs = torch.stack([rows[name].log() for name in names], 1)
+    scores = (logs - logs.mean(0)) / logs.std(0)
+    drawn = torch.multinomial((SPREAD / 2 * scores.square().sum(1)).exp(), len(scores), True)
+    return {name: value[drawn] for name, value in rows.items()}
+
+
+def train(
+    experiment: Experiment, scm: DeepSCM, rows: Mapping[str, Rows], preset: Preset, out: Path
+) -> None:
     """Train by SVI, then the completion by maximum likelihood; go on from checkpoints in `out`."""
-    columns = {name: {"data": observed(scm, rows[name])} for name in ("train", "validation")}
-    completion: Any = scm.completion
-    programs: list[tuple[str, Any, Any, Any, int, float]] = [
-        ("scm", scm.model, scm.guide, scm.loss(beta=BETA), preset.epochs, 2e-3),
-        (
-            "completion",
-            completion.model,
-            completion.guide,
-            Trace_ELBO(),
-            preset.completion_epochs,
-            1e-3,
-        ),
-    ]
-    for name, model, guide, loss, epochs, lr in programs:
-        fit(
-            model,
-            guide,
-            loss=loss,
-            data=columns["train"],
-            validation=columns["validation"],
-            epochs=epochs,
-            batch_size=BATCH,
-            lr=lr,
-            scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),
-            checkpoint=out / f"{name}.ckpt",
-            resume=True,
-        )
+    columns = {name: observed(scm, rows[name]) for name in ("train", "validation")}
+    epochs, completion = round(experiment.longer * preset.epochs), scm.completion
+    assert completion is not None
+    fit_to = partial(fit_program, columns=columns, batch_size=experiment.batch, out=out)
+    loss = scm.loss(beta=experiment.beta)
+    if experiment.spread:
+        seen = columns | {"train": spread_out(columns["train"], experiment.spread)}
+        names = experiment.scalars
+        parts = {name: (scm.mechanisms[name], scm.parents[name]) for name in names}
+        scalars = DeepSCM(mechanisms=parts)
+        few = {part: {n: c[n] for n in names} for part, c in columns.items()}
+        fit_to("scalars", scalars, loss=scalars.loss(), epochs=epochs, lr=2e-3, columns=few)
+        fit_to("image", scm, hide=names, loss=loss, epochs=epochs, lr=2e-3, columns=seen)
+    else:
+        fit_to("scm", scm, loss=loss, epochs=epochs, lr=2e-3)
+    epochs = preset.completion_epochs
+    fit_to("completion", completion, loss=Trace_ELBO(), epochs=epochs, lr=1e-3)
+
+
+def fit_program(
+    name: str,
+    program: Any,
+    *,
+    columns: Mapping[str, Rows],
+    loss: Any,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    out: Path,
+    hide: Sequence[str] = (),
+) -> None:
+    """Train a model and its guide, but for the sites to hide."""
+    fit(
+        poutine.block(program.model, hide=hide) if hide else program.model,
+        program.guide,
+        loss=loss,
+        data={"data": columns["train"]},
+        validation={"data": columns["validation"]},
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),
+        checkpoint=out / f"{name}.ckpt",
+        resume=True,
+    )
 
 
 # -------------------------------------------------------------------------------- evaluation
@@ -654,7 +695,7 @@ def restore_or_train(
         scm: DeepSCM = DeepSCM.load(saved).to(args.device)
         return scm
     scm = experiment.build(args.model, preset, rows["train"])
-    train(scm, rows, preset, args.out)
+    train(experiment, scm, rows, preset, args.out)
     scm.save(saved)
     return scm.eval()
 
