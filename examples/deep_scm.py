@@ -443,7 +443,7 @@ def train(
     if experiment.spread:
         seen = columns | {"train": spread_out(columns["train"], experiment.spread)}
         names = experiment.scalars
-        parts = {name: (scm.mechanisms[name], scm.parents[name]) for name in names}
+        parts: Any = {name: (scm.mechanisms[name], scm.parents[name]) for name in names}
         scalars = DeepSCM(mechanisms=parts)
         few = {part: {n: c[n] for n in names} for part, c in columns.items()}
         fit_to("scalars", scalars, loss=scalars.loss(), epochs=epochs, lr=2e-3, columns=few)
@@ -468,7 +468,7 @@ def fit_program(
 ) -> None:
     """Train a model and its guide, but for the sites to hide."""
     fit(
-        poutine.block(program.model, hide=hide) if hide else program.model,
+        poutine.block(program.model, hide=[*hide]) if hide else program.model,
         program.guide,
         loss=loss,
         data={"data": columns["train"]},
