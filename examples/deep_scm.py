@@ -10,10 +10,11 @@ their counterfactual images are close to the true ones. Two experiments::
                                                      of brain and ventricles in ml, 64 x 64 pixels
 
 and three models: ``independent`` has no edges, ``conditional`` has those into the image, ``full``
-has all. An image is made by a variational autoencoder with an exact residual. Two things make
-interventions act: a low-level part that divides the image by a factor which the parents set, and
-a latent that is dear (its divergence counts `beta` times in training), so that it leaves to the
-parents what they can tell.
+has all. An image is made by a variational autoencoder with an exact residual. These make
+interventions act: a low-level part that divides the image by a factor which the parents set; a
+latent that is dear (its divergence counts `beta` times in training), so that it leaves to the
+parents what they can tell; and for heads, whose parents set sizes, a warp that the parents drive,
+and training on rows in which rare volumes are not rare.
 
 **References.** Pawlowski, Castro & Glocker 2020, *Deep structural causal models for tractable
 counterfactual inference*, https://arxiv.org/abs/2006.06485, section 4 and appendix A.
@@ -742,9 +743,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("out/deep_scm"))
+    parser.add_argument("--out", type=Path, help="default: out/deep_scm, a folder for each run")
     parser.add_argument("--data", type=Path, help="folder with morphomnist/ and mnist/")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    run = f"{args.experiment}-{args.model}-{args.preset}-{args.seed}"
+    args.out = args.out or Path("out/deep_scm", run)
+    return args
 
 
 if __name__ == "__main__":
