@@ -303,6 +303,39 @@ def test_images_of_other_worlds_would_have_an_error(monkeypatch):
     assert all(row["error"] > 0.5 for row in table.values())
 
 
+def test_rare_parents_are_seen_more_often():
+    script = load("deep_scm")
+    torch.manual_seed(0)
+    rows = {"v": (3.4 + 0.4 * torch.randn(100_000)).exp()}
+    rows["name"] = torch.arange(100_000)
+    drawn = script.spread_out(rows, ["v"])
+    assert torch.equal(drawn["v"], rows["v"][drawn["name"]])  # rows stay together
+    # Weights exp(3/8 z^2) on N(0, 1) would give N(0, 2^2), were its tails there to be drawn.
+    assert drawn["v"].log().mean().item() == pytest.approx(3.4, abs=0.05)
+    assert 1.6 < (drawn["v"].log().std() / 0.4).item() < 2.0
+
+
+def test_only_the_image_is_trained_on_them(monkeypatch, tmp_path):
+    script = load("deep_scm")
+    experiment, preset = script.Brain(), script.PRESETS["smoke"]
+    rows = experiment.load(preset, None)
+    scm = experiment.build("full", preset, rows["train"])
+    seen = {}
+    monkeypatch.setattr(
+        script, "fit_program", lambda name, program, **o: seen.update({name: (program, o)})
+    )
+    script.train(experiment, scm, rows, preset, tmp_path)
+    for name, (_, options) in seen.items():
+        table = options["columns"]["train"]
+        same = torch.equal(table["v"], rows["train"]["v"])
+        assert same == (name != "image")
+        assert torch.equal(options["columns"]["validation"]["v"], rows["validation"]["v"])
+        assert options.get("hide", ()) == (experiment.scalars if name == "image" else ())
+    assert [*seen] == ["scalars", "image", "completion"]
+    scalars = seen["scalars"][0]
+    assert all(scalars.mechanisms[n] is scm.mechanisms[n] for n in experiment.scalars)
+
+
 @pytest.mark.parametrize("other", [{"seed": "1"}, {"preset": "cpu"}, {"model": "independent"}])
 def test_a_folder_of_another_run(run, other):
     script = load("deep_scm")
