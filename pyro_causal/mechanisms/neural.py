@@ -159,7 +159,7 @@ class AmortisedExplicit(AmortisedMechanism):
       as :class:`~pyro_causal.mechanisms.low_level.ConditionalScale`. It may be one of your own,
       whose parameters broadcast with values ``[*batch, *event]``: torch's ``AffineTransform``, or
       zuko's ``MonotonicRQSTransform``. If it has a method ``set_normalisation(values)``, for
-      constants, :meth:`set_normalisation` calls it.
+      constants, the mechanism's own calls it.
     - ``geometry``: a module that places what the decoder draws as the parents say, such as
       :class:`~pyro_causal.mechanisms.geometry.ConditionalWarp`, and with ``undo`` the other way
       round for the encoder. So the networks see and draw images of one size, whatever their
