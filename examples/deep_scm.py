@@ -743,12 +743,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="default: out/deep_scm, a folder for each run")
+    parser.add_argument("--out", type=Path, default=Path("out/deep_scm"))
     parser.add_argument("--data", type=Path, help="folder with morphomnist/ and mnist/")
-    args = parser.parse_args(arguments)
-    run = f"{args.experiment}-{args.model}-{args.preset}-{args.seed}"
-    args.out = args.out or Path("out/deep_scm", run)
-    return args
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
