@@ -34,7 +34,9 @@ mean (range) of seeds 0, 1 and 2, errors in grey levels::
     intensity off by (true images: 0.44)        4.40 (4.29 to 4.54)
     there and back                              1.39 (1.35 to 1.43)
 
-Rescaled: by the true mechanism of intensity, the shape left alone.
+Rescaled: by the true mechanism of intensity, the shape left alone. For heads (18 minutes of one
+processor), seeds 0 and 1: the volume of the brain changes by what it should to 7 %, that of the
+ventricles to 10 % or 2 ml but for do(a = 80) and do(b = 1600), which fall short by 2.3 and 2.6 ml.
 """
 
 from __future__ import annotations
