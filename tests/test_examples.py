@@ -306,13 +306,15 @@ def test_images_of_other_worlds_would_have_an_error(monkeypatch):
 def test_rare_parents_are_seen_more_often():
     script = load("deep_scm")
     torch.manual_seed(0)
-    rows = {"v": (3.4 + 0.4 * torch.randn(100_000)).exp()}
-    rows["name"] = torch.arange(100_000)
+    z = torch.special.ndtri((torch.arange(100_000.0) + 0.5) / 100_000)  # symmetric
+    rows = {"v": (3.4 + 0.4 * z).exp(), "name": torch.arange(100_000)}
     drawn = script.spread_out(rows, ["v"])
     assert torch.equal(drawn["v"], rows["v"][drawn["name"]])  # rows stay together
-    # Weights exp(3/8 z^2) on N(0, 1) would give N(0, 2^2), were its tails there to be drawn.
-    assert drawn["v"].log().mean().item() == pytest.approx(3.4, abs=0.05)
-    assert 1.6 < (drawn["v"].log().std() / 0.4).item() < 2.0
+    weights = (script.SPREAD / 2 * z.square()).softmax(0)
+    assert drawn["v"].log().mean().item() == pytest.approx(3.4, abs=0.02)
+    spread = (weights * z.square()).sum().sqrt().item()
+    assert spread > 1.6
+    assert (drawn["v"].log().std() / 0.4).item() == pytest.approx(spread, rel=0.02)
 
 
 def test_only_the_image_is_trained_on_them(monkeypatch, tmp_path):
