@@ -43,7 +43,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -127,26 +127,32 @@ def show(title: str, table: Table) -> None:
 def image(
     channels: int,
     *,
-    event_shape: Sequence[int],
+    event_shape: tuple[int, int, int],
     stages: int,
     supports: Sequence[constraints.Constraint],
-    whole: bool,
     warp: bool,
 ) -> AmortisedExplicit:
-    """A variational autoencoder for images in grey levels 0 to 255, with these parents."""
-    features = len(supports)
+    """A variational autoencoder for images in grey levels 0 to 255, with these parents.
+
+    With a warp it draws twice as finely as the image, so that what the warp enlarges stays sharp,
+    and sees all of the latent, so that what is not worth a place in the map finds one.
+    """
+    features, doublings = len(supports), int(warp)
+    c, height, width = event_shape
     shape: dict[str, Any] = {"event_shape": event_shape, "local": LOCAL, "stages": stages}
+    canvas = c, height << doublings, width << doublings
+    drawn = shape | {"event_shape": canvas, "stages": stages + doublings, "channels": channels}
     encoder = ConvEncoder(LATENT, features, channels=channels, **shape)
     return AmortisedExplicit(
         encoder,
-        ConvDecoder(LATENT, features, channels=channels, whole=whole, bounded=True, **shape),
+        ConvDecoder(LATENT, features, whole=warp, bounded=True, **drawn),
         latent=encoder.size,
         event_shape=event_shape,
         parents=features,
         parent_supports=supports,
         latent_prior=ConvPrior(LATENT, channels=channels, **shape),
         low_level=ConditionalScale(features, event_dim=3, softness=None),
-        geometry=ConditionalWarp(features, knots=KNOTS) if warp else None,
+        geometry=ConditionalWarp(features, knots=KNOTS, fineness=2) if warp else None,
         min_scale=0.02,
         quantum=1.0,
     )
@@ -208,7 +214,6 @@ class Experiment:
                 event_shape=self.event_shape,
                 stages=self.stages,
                 supports=[self.supports[p] for p in edges["x"]],
-                whole=self.warp,
                 warp=self.warp,
             ),
             edges["x"],
@@ -422,66 +427,71 @@ def observed(scm: DeepSCM, rows: Rows) -> dict[str, Tensor]:
     return {name: rows[name] for name in scm.order}
 
 
-def spread_out(rows: Rows, names: Sequence[str]) -> Rows:
-    """Rows drawn again, so that rare values of some positive variables are no longer rare.
+class SpreadOut:
+    """Rows in batches, drawn so that rare values of some positive variables are not rare.
 
     Interventions ask for such values. Which parents are frequent is no part of an image's
-    mechanism, so that it may be trained on these rows; those of the parents may not.
+    mechanism, so that it may be trained on these rows; those of the parents may not. Each pass
+    draws as many rows as there are, with replacement, from torch's global generator.
     """
-    logs = torch.stack([rows[name].log() for name in names], 1)
-    scores = (logs - logs.mean(0)) / logs.std(0)
-    drawn = torch.multinomial((SPREAD / 2 * scores.square().sum(1)).exp(), len(scores), True)
-    return {name: value[drawn] for name, value in rows.items()}
+
+    def __init__(self, rows: Rows, names: Sequence[str], batch_size: int) -> None:
+        logs = torch.stack([rows[name].log() for name in names], 1)
+        scores = (logs - logs.mean(0)) / logs.std(0)
+        self.rows, self.batch_size = rows, batch_size
+        self.weights = (SPREAD / 2 * scores.square().sum(1)).exp()
+
+    def __len__(self) -> int:
+        return -(-len(self.weights) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Rows]]:
+        drawn = torch.multinomial(self.weights, len(self.weights), replacement=True)
+        for part in drawn.split(self.batch_size):
+            yield {"data": {name: value[part] for name, value in self.rows.items()}}
 
 
 def train(
     experiment: Experiment, scm: DeepSCM, rows: Mapping[str, Rows], preset: Preset, out: Path
 ) -> None:
     """Train by SVI, then the completion by maximum likelihood; go on from checkpoints in `out`."""
-    columns = {name: observed(scm, rows[name]) for name in ("train", "validation")}
+    data, validation = (observed(scm, rows[name]) for name in ("train", "validation"))
     epochs, completion = round(experiment.longer * preset.epochs), scm.completion
     assert completion is not None
-    fit_to = partial(fit_program, columns=columns, batch_size=experiment.batch, out=out)
-    loss = scm.loss(beta=experiment.beta)
-    if experiment.spread:
-        seen = columns | {"train": spread_out(columns["train"], experiment.spread)}
-        names = experiment.scalars
+    loss, batch = scm.loss(beta=experiment.beta), experiment.batch
+    fit_to = partial(fit_program, out=out, validation={"data": validation})
+    in_batches = {"data": {"data": data}, "batch_size": batch}
+    if names := experiment.spread and experiment.scalars:
         parts: Any = {name: (scm.mechanisms[name], scm.parents[name]) for name in names}
         scalars = DeepSCM(mechanisms=parts)
-        few = {part: {n: c[n] for n in names} for part, c in columns.items()}
-        fit_to("scalars", scalars, loss=scalars.loss(), epochs=epochs, lr=2e-3, columns=few)
-        fit_to("image", scm, hide=names, loss=loss, epochs=epochs, lr=2e-3, columns=seen)
+        few = {"data": {name: data[name] for name in names}}
+        options = {"data": few, "validation": None, "epochs": 10 * epochs, "lr": 3e-2}
+        fit_to("scalars", scalars, loss=scalars.loss(), **options)
+        often = SpreadOut(data, experiment.spread, batch)
+        fit_to("image", scm, loss=loss, hide=names, data=often, epochs=epochs, lr=2e-3)
     else:
-        fit_to("scm", scm, loss=loss, epochs=epochs, lr=2e-3)
+        fit_to("scm", scm, loss=loss, epochs=epochs, lr=2e-3, **in_batches)
     epochs = preset.completion_epochs
-    fit_to("completion", completion, loss=Trace_ELBO(), epochs=epochs, lr=1e-3)
+    fit_to("completion", completion, loss=Trace_ELBO(), epochs=epochs, lr=1e-3, **in_batches)
 
 
 def fit_program(
     name: str,
     program: Any,
     *,
-    columns: Mapping[str, Rows],
-    loss: Any,
     epochs: int,
-    lr: float,
-    batch_size: int,
     out: Path,
     hide: Sequence[str] = (),
+    **options: Any,
 ) -> None:
     """Train a model and its guide, but for the sites to hide."""
     fit(
         poutine.block(program.model, hide=[*hide]) if hide else program.model,
         program.guide,
-        loss=loss,
-        data={"data": columns["train"]},
-        validation={"data": columns["validation"]},
         epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
         scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),
         checkpoint=out / f"{name}.ckpt",
         resume=True,
+        **options,
     )
 
 

@@ -308,7 +308,12 @@ def test_rare_parents_are_seen_more_often():
     torch.manual_seed(0)
     z = torch.special.ndtri((torch.arange(100_000.0) + 0.5) / 100_000)  # symmetric
     rows = {"v": (3.4 + 0.4 * z).exp(), "name": torch.arange(100_000)}
-    drawn = script.spread_out(rows, ["v"])
+    batches = script.SpreadOut(rows, ["v"], 1024)
+    once, again = ([batch["data"] for batch in batches] for _ in range(2))
+    assert [len(batch["v"]) for batch in once] == [1024] * 97 + [672]
+    assert len(batches) == len(once) == 98
+    assert not torch.equal(once[0]["name"], again[0]["name"])  # each pass draws anew
+    drawn = {name: torch.cat([batch[name] for batch in once]) for name in rows}
     assert torch.equal(drawn["v"], rows["v"][drawn["name"]])  # rows stay together
     weights = (script.SPREAD / 2 * z.square()).softmax(0)
     assert drawn["v"].log().mean().item() == pytest.approx(3.4, abs=0.02)
@@ -328,10 +333,12 @@ def test_only_the_image_is_trained_on_them(monkeypatch, tmp_path):
     )
     script.train(experiment, scm, rows, preset, tmp_path)
     for name, (_, options) in seen.items():
-        table = options["columns"]["train"]
-        same = torch.equal(table["v"], rows["train"]["v"])
-        assert same == (name != "image")
-        assert torch.equal(options["columns"]["validation"]["v"], rows["validation"]["v"])
+        if name == "image":
+            assert isinstance(options["data"], script.SpreadOut)
+        else:
+            assert torch.equal(options["data"]["data"]["v"], rows["train"]["v"])
+        if name != "scalars":
+            assert torch.equal(options["validation"]["data"]["v"], rows["validation"]["v"])
         assert options.get("hide", ()) == (experiment.scalars if name == "image" else ())
     assert [*seen] == ["scalars", "image", "completion"]
     scalars = seen["scalars"][0]

@@ -47,6 +47,34 @@ def test_what_a_zoom_brings_in_from_outside_is_dark() -> None:
     assert torch.allclose(shrunk[..., 3:5, 3:5], torch.ones(1, 2, 2, 2))
 
 
+@pytest.mark.parametrize("kind", [ConditionalZoom, ConditionalWarp])
+def test_a_fine_canvas_is_read_at_the_pixels_of_the_image(kind: type[ConditionalZoom]) -> None:
+    canvas, still = torch.rand(2, 1, 12, 16), torch.zeros(2, 1)
+    image = kind(1, fineness=2)(canvas, still)
+    torch.testing.assert_close(image, nn.functional.avg_pool2d(canvas, 2), atol=1e-5, rtol=0)
+    assert kind(1, fineness=2).undo(image, still).shape == image.shape
+
+
+def test_what_is_enlarged_on_a_fine_canvas_stays_sharp() -> None:
+    axis = torch.arange(128.0) - 63.5
+    distance = torch.hypot(axis[:, None], axis)[None, None]
+    fine, zoom = torch.sigmoid(2 * (8.0 - distance)), zoom_by(2.0)
+    blurred = zoom(nn.functional.avg_pool2d(fine, 2), torch.ones(1, 1))
+    zoom.fineness = 2
+    sharp = zoom(fine, torch.ones(1, 1))
+    slope = [(image[..., 1:] - image[..., :-1]).abs().max() for image in (sharp, blurred)]
+    assert slope[0] > 1.2 * slope[1]
+    assert torch.allclose(sharp.sum(), blurred.sum(), rtol=0.02)
+
+
+@pytest.mark.parametrize("kind", [ConditionalZoom, ConditionalWarp])
+def test_no_finer_canvas(kind: type[ConditionalZoom]) -> None:
+    with pytest.raises(ValueError, match=rf"{kind.__name__}: expected a fineness of 1 or more, go"):
+        kind(1, fineness=0)
+    with pytest.raises(ValueError, match=r"expected a canvas of 2 times the size .* got 7 x 8\. D"):
+        kind(1, fineness=2)(torch.zeros(1, 1, 7, 8), torch.zeros(1, 1))
+
+
 # --- a warp ---------------------------------------------------------------------------------------
 
 
@@ -169,3 +197,18 @@ def test_a_mechanism_draws_what_its_geometry_places() -> None:
     noisy = loc[:1] + 0.1 * torch.randn(1, 1, 64, 64)  # the residual stays where it is
     there = predict(image(z[:1], parent[1:]), abduct(image(z[:1], parent[:1]), noisy))
     torch.testing.assert_close(there - loc[1:], noisy - loc[:1], atol=1e-5, rtol=0)
+
+
+def test_a_decoder_must_draw_as_finely_as_its_geometry_reads() -> None:
+    class Small(nn.Module):
+        """A decoder that knows of no canvas."""
+
+        def forward(self, z: Tensor, context: Tensor) -> Tensor:
+            return z.new_zeros(len(z), 1, 8, 8)
+
+    geometry = ConditionalZoom(1, fineness=2)
+    image = AmortisedExplicit(
+        nn.Identity(), Small(), latent=1, event_shape=(1, 8, 8), parents=1, geometry=geometry
+    )
+    with pytest.raises(ValueError, match=r"Small returns \(3, 1, 8, 8\): expected \(3, 1, 16, 16"):
+        image(torch.zeros(3, 1), torch.zeros(3))

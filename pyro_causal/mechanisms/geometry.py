@@ -27,15 +27,23 @@ class ConditionalZoom(Recorded):
     .. math:: w(p) = x\bigl(p / s(\mathrm{pa})\bigr), \qquad \log s \text{ affine in the parents}
 
     A volume that scales a picture then does so by construction, and beyond the data, too. Between
-    pixels values are interpolated bilinearly; from outside of the image they are zero.
+    pixels values are interpolated bilinearly; from outside of the image they are zero. What is
+    enlarged is blurred, so that a dark spot which grows measures too small; a finer canvas to draw
+    on keeps its edge.
 
     **Arguments**
 
     - ``features``: size of the context.
+    - ``fineness``: how many times as many points along each axis has the canvas that is read, as
+      the image that is made.
     - ``hidden``: as for :class:`~pyro_causal.mechanisms.base.ContextNetwork`, with one output,
       :math:`\log s`; by default it is affine.
 
-    **Shapes**: images ``[B, C, H, W]``, context ``[B, features]``; result as the images.
+    **Shapes**: images ``[B, C, H, W]``, context ``[B, features]``; forward from a canvas
+    ``[B, C, fineness * H, fineness * W]``, back to an image again.
+
+    **Raises**: ``ValueError`` for a fineness below one; in a call, for a canvas that it does not
+    divide.
 
     **References**: *Spatial transformer networks*, https://arxiv.org/abs/1506.02025 (there the
     transformation is found by a network that sees the image).
@@ -48,13 +56,21 @@ class ConditionalZoom(Recorded):
         True
     """
 
-    def __init__(self, features: int, *, hidden: Sequence[int] | nn.Module = ()) -> None:
+    def __init__(
+        self, features: int, *, fineness: int = 1, hidden: Sequence[int] | nn.Module = ()
+    ) -> None:
         super().__init__()
+        if fineness < 1:
+            raise ValueError(
+                f"{type(self).__name__}: expected a fineness of 1 or more, got {fineness}. Give "
+                "how many points of the canvas there are to a pixel, along each axis."
+            )
+        self.fineness = fineness
         self.network = ContextNetwork(features, 1, hidden=hidden)
 
-    def forward(self, image: Tensor, context: Tensor) -> Tensor:
+    def forward(self, canvas: Tensor, context: Tensor) -> Tensor:
         """Enlarge by the factor."""
-        return self._read(image, self._zoomed(_pixels(image), context, -1.0))
+        return self._read(canvas, self._zoomed(self._image_pixels(canvas), context, -1.0))
 
     def undo(self, image: Tensor, context: Tensor) -> Tensor:
         """Reduce by the factor."""
@@ -64,6 +80,16 @@ class ConditionalZoom(Recorded):
         """Places ``[B, H, W, 2]``, -1 to 1 from edge to edge, taken to others by the zoom."""
         factor = (sign * self.network(context)).exp().expand(len(places), 1)
         return factor[:, None, None] * places
+
+    def _image_pixels(self, canvas: Tensor) -> Tensor:
+        """The middles of the pixels of the image that is read from a canvas."""
+        height, width = canvas.shape[-2:]
+        if height % self.fineness or width % self.fineness:
+            raise ValueError(
+                f"{type(self).__name__}: expected a canvas of {self.fineness} times the size of an "
+                f"image, got {height} x {width}. Draw on a finer one, or set fineness=1."
+            )
+        return _pixels(canvas[..., :: self.fineness, :: self.fineness])
 
     @staticmethod
     def _read(image: Tensor, places: Tensor) -> Tensor:
@@ -87,7 +113,7 @@ class ConditionalWarp(ConditionalZoom):
 
     **Shapes**: as :class:`ConditionalZoom`.
 
-    **Raises**: ``ValueError`` for fewer than four knots.
+    **Raises**: as :class:`ConditionalZoom`, and ``ValueError`` for fewer than four knots.
 
     **References**: *A log-Euclidean framework for statistics on diffeomorphisms*,
     https://doi.org/10.1007/11866565_113 (stationary velocities, scaling and squaring); *Nonrigid
@@ -104,9 +130,14 @@ class ConditionalWarp(ConditionalZoom):
     weights: Tensor
 
     def __init__(
-        self, features: int, *, knots: int = 10, hidden: Sequence[int] | nn.Module = ()
+        self,
+        features: int,
+        *,
+        knots: int = 10,
+        fineness: int = 1,
+        hidden: Sequence[int] | nn.Module = (),
     ) -> None:
-        super().__init__(features, hidden=hidden)
+        super().__init__(features, fineness=fineness, hidden=hidden)
         if knots < 4:
             raise ValueError(
                 f"ConditionalWarp: expected four knots or more, got {knots}. Take more, or a "
@@ -116,10 +147,10 @@ class ConditionalWarp(ConditionalZoom):
         self.velocity = nn.Parameter(torch.zeros(features, 2, knots, knots))
         self.register_buffer("weights", _cubic(knots, FINEST))
 
-    def forward(self, image: Tensor, context: Tensor) -> Tensor:
+    def forward(self, canvas: Tensor, context: Tensor) -> Tensor:
         """Move and enlarge as the parents say."""
-        places = self._zoomed(_pixels(image), context, -1.0)
-        return self._read(image, self._moved(places, context, -1.0))
+        places = self._zoomed(self._image_pixels(canvas), context, -1.0)
+        return self._read(canvas, self._moved(places, context, -1.0))
 
     def undo(self, image: Tensor, context: Tensor) -> Tensor:
         """Reduce and move back."""

@@ -163,7 +163,8 @@ class AmortisedExplicit(AmortisedMechanism):
     - ``geometry``: a module that places what the decoder draws as the parents say, such as
       :class:`~pyro_causal.mechanisms.geometry.ConditionalWarp`, and with ``undo`` the other way
       round for the encoder. So the networks see and draw images of one size, whatever their
-      parents; the residual stays where it is.
+      parents; the residual stays where it is. Its ``fineness``, if it has one, is how many times
+      as many rows and columns the decoder draws.
     - ``quantum``: width of a grey level. In training mode, with gradients enabled,
       :meth:`dequantise` spreads a value evenly over its level; else it leaves it alone.
 
@@ -249,7 +250,9 @@ class AmortisedExplicit(AmortisedMechanism):
         context = self.context(*parents)
         event = self.event_shape
         shape = (self.outputs * event[0], *event[1:])
-        out = self._run(self.decoder, shape, (z, 1), (context, 1))
+        finer: int = getattr(self.geometry, "fineness", 1)
+        canvas = (shape[0], *(finer * n for n in event[1:]))
+        out = self._run(self.decoder, canvas, (z, 1), (context, 1))
         if self.geometry is not None:
             out = self._run(self.geometry, shape, (out, len(event)), (context, 1))
         loc, *rest = out.chunk(self.outputs, -len(event))
