@@ -422,6 +422,12 @@ EXPERIMENTS = {"morphomnist": MorphoMNIST, "brain": Brain}
 # ---------------------------------------------------------------------------------- training
 
 
+def part_of(scm: DeepSCM, names: Sequence[str]) -> DeepSCM:
+    """The model of some variables and all their ancestors; it shares their mechanisms."""
+    parts: Any = {name: (scm.mechanisms[name], scm.parents[name]) for name in names}
+    return DeepSCM(mechanisms=parts)
+
+
 def observed(scm: DeepSCM, rows: Rows) -> dict[str, Tensor]:
     """The columns that are variables of the model."""
     return {name: rows[name] for name in scm.order}
@@ -459,13 +465,12 @@ def train(
     assert completion is not None
     loss, batch = scm.loss(beta=experiment.beta), experiment.batch
     fit_to = partial(fit_program, out=out, validation={"data": validation})
-    in_batches = {"data": {"data": data}, "batch_size": batch}
+    in_batches: dict[str, Any] = {"data": {"data": data}, "batch_size": batch}
     if names := experiment.spread and experiment.scalars:
-        parts: Any = {name: (scm.mechanisms[name], scm.parents[name]) for name in names}
-        scalars = DeepSCM(mechanisms=parts)
+        scalars = part_of(scm, names)
         few = {"data": {name: data[name] for name in names}}
-        options = {"data": few, "validation": None, "epochs": 10 * epochs, "lr": 3e-2}
-        fit_to("scalars", scalars, loss=scalars.loss(), **options)
+        whole: dict[str, Any] = {"data": few, "validation": None, "epochs": 10 * epochs, "lr": 3e-2}
+        fit_to("scalars", scalars, loss=scalars.loss(), **whole)
         often = SpreadOut(data, experiment.spread, batch)
         fit_to("image", scm, loss=loss, hide=names, data=often, epochs=epochs, lr=2e-3)
     else:
@@ -583,15 +588,23 @@ def evaluate_missing(experiment: Experiment, scm: DeepSCM, rows: Rows) -> Table:
 
     The truth is the counterfactual of the true model with all variables observed. An interval
     reaches from the 5th to the 95th of 99 draws, between which the truth lies with a probability of
-    exactly 90 % if it is drawn alike.
+    exactly 90 % if it is drawn alike. The image is evidence, but none is drawn.
     """
     table: Table = {}
-    evidence = observed(scm, rows)
+    evidence, names = observed(scm, rows), experiment.scalars
+    scalars, guide = part_of(scm, names), poutine.block(scm.guide, hide=[*scm.latents.values()])
+
+    def model(rows: Rows) -> Rows:
+        return scalars.model({name: rows[name] for name in names if name in rows})
+
     for missing in dict.fromkeys(gap[0] for gap in experiment.gaps):
         gaps = [(action, name) for other, action, name in experiment.gaps if other == missing]
         actions = [action for action, _ in gaps]
         known = {n: value for n, value in evidence.items() if n != missing}
-        parts = [answer(scm, part, actions, 99) for part in cut(known)]
+        ask = CounterfactualPredictive(
+            model, actions, guide=guide, num_samples=99, return_sites=names
+        )
+        parts = [ask(part) for part in cut(known)]
         true = CounterfactualPredictive(experiment.scalar_truth(rows), actions)()
         for k, (action, name) in enumerate(gaps, start=1):
             draws = torch.cat([part[name][:, k] for part in parts], 1).sort(0).values
