@@ -41,6 +41,7 @@ bench: $(VENV)/.installed-bench  ## time handlers (against ChiRho), identificati
 	$(BIN)/python benchmarks/handlers.py
 	$(BIN)/python benchmarks/graphs.py
 	$(BIN)/python benchmarks/counterfactual_images.py
+	$(BIN)/python benchmarks/acyclicity.py
 
 clean:  ## remove everything that a target made
 	rm -rf $(VENV) build out docs/_build docs/reference *.egg-info
