@@ -121,7 +121,7 @@ class Loop:
         self._saved_at = time.monotonic()
 
     def run(self, epochs: int, *, progress: bool | None) -> History:
-        """Train until so many epochs are done or validation no longer improves."""
+        """Train until so many epochs are done, or validation or the loss says that it is enough."""
         signals = Signals()
         try:
             with signals, self.program.training(), self._bar(epochs, progress) as bar:
@@ -149,7 +149,8 @@ class Loop:
     def _finished(self, epochs: int) -> bool:
         done = self.history.epochs
         waited = done - (self.history.best_epoch or 0)
-        return done >= epochs or (self.patience is not None and waited >= self.patience)
+        patient = self.patience is None or waited < self.patience
+        return done >= epochs or not patient or bool(getattr(self.step.loss, "converged", False))
 
     def _bar(self, epochs: int, progress: bool | None) -> Any:
         steps = length_hint(self.data, 0)

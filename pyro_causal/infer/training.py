@@ -53,7 +53,8 @@ def fit(
     **Arguments**
 
     - ``model``, ``guide``: callables with the same arguments: modules, functions, handled or not.
-    - ``loss``: an ELBO, or a function ``(model, guide, *args, **kwargs)`` to a scalar tensor.
+    - ``loss``: an ELBO, or a function ``(model, guide, *args, **kwargs)`` to a scalar tensor. One
+      with an attribute ``converged`` ends the training after the epoch in which that is true.
     - ``epochs``: how many passes in total, those before a resume included.
     - ``data``: a tensor or a tuple of tensors (arguments by position) or a dict of tensors (by
       keyword), each ``[N, ...]``; a keyword argument may itself be a dict of tensors, as in
