@@ -32,9 +32,9 @@ LAYERS: dict[int, tuple[str, ...]] = {
         " < mechanisms.gaussian mechanisms.flows mechanisms.discrete"
         " mechanisms.low_level mechanisms.geometry mechanisms.hierarchical < mechanisms.networks"
         " < mechanisms.neural < mechanisms.sem < mechanisms",
-        "infer.acyclicity < infer.priors < infer.guides < infer.elbo < infer.adversarial"
-        " < infer.checkpoint < infer._program < infer._batches < infer._steps < infer._faults"
-        " < infer._signals < infer._loop < infer.training < infer",
+        "infer.acyclicity infer._sticks < infer.priors < infer.guides < infer.elbo"
+        " < infer.adversarial < infer.checkpoint < infer._program < infer._batches < infer._steps"
+        " < infer._faults < infer._signals < infer._loop < infer.training < infer",
     ),
     3: (
         "_particles < _evidence < _predictive < _result < effects < _provenance < _statements"
