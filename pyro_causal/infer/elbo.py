@@ -6,17 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.distributions.util import is_identically_zero
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.infer.elbo import ELBOModule
 from pyro.infer.util import MultiFrameTensor, torch_item
 from pyro.util import warn_if_nan
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 
+from pyro_causal.infer._mixture_elbo import DPMixtureELBO
+from pyro_causal.infer._terms import closed_divergence, with_owners
 from pyro_causal.infer.acyclicity import is_dag
 
-__all__ = ["AugmentedLagrangianELBO", "MeanFieldELBO"]
+__all__ = ["AugmentedLagrangianELBO", "DPMixtureELBO", "MeanFieldELBO"]
 
 
 class MeanFieldELBO(Trace_ELBO):
@@ -54,7 +55,7 @@ class MeanFieldELBO(Trace_ELBO):
     def __call__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> ELBOModule:
         """Bind the loss to a model and a guide."""
         module = super().__call__(model, guide)  # type: ignore[arg-type]
-        return _with_owners(module, method=model, guide_method=guide)
+        return with_owners(module, method=model, guide_method=guide)
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Estimate the negative bound, whatever beta is."""
@@ -231,7 +232,7 @@ class AugmentedLagrangianELBO(ELBO, nn.Module):
             )
         module = self.elbo(model, guide)  # type: ignore[arg-type]
         module.elbo = self
-        return _with_owners(module, method=model, guide_method=guide, matrix_method=self.matrix)
+        return with_owners(module, method=model, guide_method=guide, matrix_method=self.matrix)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         return self.elbo._get_trace(model, guide, args, kwargs)
@@ -270,15 +271,6 @@ class AugmentedLagrangianELBO(ELBO, nn.Module):
         super()._load_from_state_dict(state, prefix, *args)
 
 
-def _with_owners(module: ELBOModule, **methods: Callable[..., Any]) -> ELBOModule:
-    """Add the modules that callables are, or are bound to, where they are no part yet."""
-    for name, method in methods.items():
-        owner = getattr(method, "__self__", method)
-        if isinstance(owner, nn.Module) and owner not in [*module.modules()]:
-            module.add_module(name, owner)
-    return module
-
-
 def _losses(model_trace: Any, guide_trace: Any, *, beta: float) -> tuple[float, Any]:
     """The loss, and what has its gradient."""
     order = {name: k for k, name in enumerate(guide_trace.nodes)}
@@ -310,14 +302,8 @@ def _losses(model_trace: Any, guide_trace: Any, *, beta: float) -> tuple[float, 
 
 def _divergence(guide_site: Any, model_site: Any, *, closed: bool) -> Tensor:
     """The divergence of a latent site, in closed form or at the draw, for each row."""
-    if closed:
-        try:
-            kl = kl_divergence(guide_site["fn"], model_site["fn"])
-        except NotImplementedError:
-            pass
-        else:
-            kl = scale_and_mask(kl, guide_site["scale"], guide_site["mask"])
-            return torch.as_tensor(kl).expand(guide_site["fn"].batch_shape)
+    if closed and (kl := closed_divergence(guide_site, model_site)) is not None:
+        return kl
     density: Tensor = _log_density(guide_site) - model_site["log_prob"]
     return density
 

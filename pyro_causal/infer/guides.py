@@ -1,4 +1,4 @@
-"""Guides: amortised posteriors that work with anybody's model."""
+"""Guides: posteriors that work with anybody's model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pyro_causal._pyro import register
 from pyro_causal._recipe import NamedModules, Recorded
+from pyro_causal.infer._mixture_guide import BinaryFactor, DPMixtureGuide, RealFactor
 
-__all__ = ["Completion"]
+__all__ = ["BinaryFactor", "Completion", "DPMixtureGuide", "RealFactor"]
 
 
 class Completion(Recorded, PyroModule):
