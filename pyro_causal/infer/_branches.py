@@ -141,8 +141,9 @@ class Particle:
             if site["is_observed"]:
                 term = site["log_prob"]
             else:
-                term = self._minus_divergence(name, site, closed=order[name] > latest)
-                latest = max(latest, order[name])
+                own = "mixture" in self.guide.nodes[name]["infer"]  # drawn from nothing else
+                term = self._minus_divergence(name, site, closed=own or order[name] > latest)
+                latest = latest if own else max(latest, order[name])
             if is_validation_enabled() and "log_prob" in site:
                 check_site_shape(site, self.nesting)
             varies = term.dim() > self.nesting

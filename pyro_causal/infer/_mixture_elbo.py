@@ -65,8 +65,9 @@ class DPMixtureELBO(ELBO, nn.Module):
       1 it blurs the responsibilities. A loss that is only evaluated (``loss.loss(...)``) is the
       bound itself, at temperature 1.
     - ``per_row``: divide by the number of all rows, so that learning rates suit any number.
-    - others as ``Trace_ELBO``. Particles in one run need a model which broadcasts,
-      ``Vindex(loc)[..., z, :]`` instead of ``loc[z]``.
+    - others as ``Trace_ELBO``. With ``vectorize_particles`` the model has to broadcast: draw what
+      components have as one event, say ``Normal(0, 1).expand([K]).to_event(1)`` and not in a plate,
+      and take ``Vindex(loc)[..., z]`` instead of ``loc[z]``.
 
     **Shapes**: of :meth:`responsibilities` ``[*rows, K]``.
 
@@ -233,8 +234,7 @@ class _Bound:
         weights = particle.posterior.expected_log_weights
         weights = weights.reshape(-1, weights.shape[-1])[0].reshape(-1, *[1] * len(self.plates))
         if isinstance(likelihood, Tensor):
-            scale = torch.as_tensor(self.scale).to(likelihood)
-            likelihood = likelihood / torch.where(scale > 0, scale, 1.0)
+            likelihood = likelihood / self.scale  # within a row, scales are relative to its own
             if self.vectorised:
                 likelihood = likelihood.sum(1, keepdim=True)
         self.logits = (weights + likelihood / temperature).expand(-1, *self.plates)

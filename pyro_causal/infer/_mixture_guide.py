@@ -218,12 +218,12 @@ class DPMixtureGuide(PyroModule):
             self._set_up(args, kwargs)
         register(self, "factors")
         result: dict[str, Any] = {}
-        if self.rest is not None:
-            self.rest(*args, **kwargs)
         for name, frames in self.frames.items():
             with _plates(frames, [frame.size for frame in frames]):
-                infer: Any = {"mixture": self} if name == self._weights else {}
+                infer: Any = {"mixture": self}  # how the loss knows the guide, handled or not
                 result[name] = pyro.sample(name, self.posterior(name), infer=infer)
+        if self.rest is not None:
+            self.rest(*args, **kwargs)
         if self.network is not None:
             register(self, "network")
             result[self._assignment] = self._recognised(self.network(*args, **kwargs))
