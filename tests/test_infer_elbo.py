@@ -9,6 +9,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal, init_to_value
 from pyro.infer.elbo import ELBOModule
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
@@ -176,6 +177,20 @@ def test_it_is_pyros_where_pyros_holds(x: Tensor) -> None:
                 (kind(**options).loss_and_grads(vae.model, vae.guide, x), gradients(vae))
             )
         torch.testing.assert_close(*results)
+
+
+def test_automatic_guides_of_positive_sites() -> None:
+    """They change variables, which their density knows and Pyro's formula for them does not."""
+
+    def model() -> None:
+        scale = pyro.sample("scale", dist.Gamma(3.0, 2.0))
+        pyro.sample("x", dist.Normal(0.0, scale), obs=torch.tensor(1.3))
+
+    start = init_to_value(values={"scale": torch.tensor(3.0)})
+    guide = AutoNormal(model, init_scale=0.4, init_loc_fn=start)
+    options = {"num_particles": 50_000, "vectorize_particles": True, "max_plate_nesting": 0}
+    ours = MeanFieldELBO(**options).loss(model, guide)
+    assert ours == pytest.approx(Trace_ELBO(**options).loss(model, guide), abs=0.01)
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, math.nan])

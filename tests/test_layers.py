@@ -32,7 +32,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         " < mechanisms.gaussian mechanisms.flows mechanisms.discrete"
         " mechanisms.low_level mechanisms.geometry mechanisms.hierarchical < mechanisms.networks"
         " < mechanisms.neural < mechanisms.sem < mechanisms",
-        "infer.acyclicity infer._sticks infer._terms < infer.priors infer._branches"
+        "infer.acyclicity infer._sticks infer._terms infer._factors < infer.priors infer._branches"
         " < infer._mixture_elbo < infer._mixture_guide < infer.guides < infer.elbo"
         " < infer.adversarial < infer.checkpoint < infer._program < infer._batches < infer._steps"
         " < infer._faults < infer._signals < infer._loop < infer.training < infer",

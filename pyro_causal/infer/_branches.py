@@ -141,7 +141,8 @@ class Particle:
             if site["is_observed"]:
                 term = site["log_prob"]
             else:
-                own = "mixture" in self.guide.nodes[name]["infer"]  # drawn from nothing else
+                # What the mixture's guide draws itself is independent of all other draws.
+                own = "mixture" in (self.guide.nodes[name]["infer"] or {})
                 term = self._minus_divergence(name, site, closed=own or order[name] > latest)
                 latest = latest if own else max(latest, order[name])
             if is_validation_enabled() and "log_prob" in site:

@@ -169,7 +169,13 @@ class DPMixtureELBO(ELBO, nn.Module):
             likelihood = sum(branched, likelihood)
             others = sum((term.sum() for term in fixed), others)
         if particles[0].closed:
-            likelihood = likelihood + self.num_particles * particles[0].expected(*args, **kwargs)
+            closed = particles[0].expected(*args, **kwargs)
+            vectorised = self.vectorize_particles and self.num_particles > 1
+            likelihood = likelihood + (
+                closed.repeat_interleave(self.num_particles, 1)
+                if vectorised
+                else self.num_particles * closed
+            )
         return _Bound(
             particles[0],
             likelihood / self.num_particles,
@@ -234,9 +240,8 @@ class _Bound:
         weights = particle.posterior.expected_log_weights
         weights = weights.reshape(-1, weights.shape[-1])[0].reshape(-1, *[1] * len(self.plates))
         if isinstance(likelihood, Tensor):
-            likelihood = likelihood / self.scale  # within a row, scales are relative to its own
-            if self.vectorised:
-                likelihood = likelihood.sum(1, keepdim=True)
+            relative: Tensor = likelihood / self.scale  # scales within a row, to its own
+            likelihood = relative.sum(1, keepdim=True) if self.vectorised else relative
         self.logits = (weights + likelihood / temperature).expand(-1, *self.plates)
         self.energy, self.responsibilities = self._settled(particle.labels)
         self.value = self._total(self.energy).sum() + others
@@ -257,6 +262,12 @@ class _Bound:
         if self.vectorised:
             log_q = log_q[:, :1]
         r = self.responsibilities.detach()
+        if log_q.shape != r.shape:
+            raise ValueError(
+                f"At site '{self.particle.assignment}', the guide's assignments: expected shape "
+                f"{(*self.shape, len(r))} as in the model, got {tuple(fn.logits.shape)}. Give the "
+                "network the rows of the batch, as arguments of the model."
+            )
         return self._total((torch.xlogy(r, r) - r * log_q).sum(0)).sum()
 
     @torch.no_grad()

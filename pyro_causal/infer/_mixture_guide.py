@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,22 +10,20 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions import constraints
 from pyro.infer.autoguide import init_to_sample
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.nn import PyroModule
 from pyro.poutine.util import prune_subsample_sites
-from torch import Size, Tensor, nn
-from torch.distributions import biject_to
-from torch.distributions.constraints import Constraint
+from torch import Tensor, nn
 
 from pyro_causal._pyro import register
 from pyro_causal._recipe import NamedModules
 from pyro_causal.infer._branches import Branches, site_of
+from pyro_causal.infer._factors import factor_of
 from pyro_causal.infer._mixture_elbo import DPMixtureELBO
 from pyro_causal.infer._sticks import StickBreaking
 
-__all__ = ["BinaryFactor", "DPMixtureGuide", "RealFactor"]
+__all__ = ["DPMixtureGuide"]
 
 PARTICLES = 10  # enough for responsibilities whose error is below that of the factors
 
@@ -257,7 +254,7 @@ class DPMixtureGuide(PyroModule):
         """Look at the model's sites, and make a factor for each."""
         with poutine.block():
             rest = poutine.trace(self.rest).get_trace(*args, **kwargs) if self.rest else ()
-            model = Branches(self._assignment)(InitMessenger(self.init_loc_fn)(self.model))
+            model = InitMessenger(self.init_loc_fn)(Branches(self._assignment)(self.model))
             trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
         prior = site_of(trace, self._weights, "weights")["fn"]
         if not isinstance(prior, StickBreaking):
@@ -266,7 +263,9 @@ class DPMixtureGuide(PyroModule):
                 f"{type(prior).__name__}. Give StickBreaking.gem(concentration, truncation=K)."
             )
         self.rows = site_of(trace, self._assignment, "assignment")["cond_indep_stack"]
-        stacks = [s["cond_indep_stack"] for s in trace.nodes.values() if s["type"] == "sample"]
+        stacks: list[Any] = [
+            s["cond_indep_stack"] for s in trace.nodes.values() if s["type"] == "sample"
+        ]
         self._nesting = max(-f.dim for stack in stacks for f in stack)
         for name, site in trace.nodes.items():
             latent = site["type"] == "sample" and not site["is_observed"]
@@ -275,7 +274,7 @@ class DPMixtureGuide(PyroModule):
             self.frames[name] = site["cond_indep_stack"]
             if name != self._weights:
                 self._require_global(name)
-                self.factors.add_module(_key(name), _factor(name, site, self.init_scale))
+                self.factors.add_module(_key(name), factor_of(name, site, scale=self.init_scale))
         self.register_buffer("prior1", prior.concentration1.clone())
         self.register_buffer("prior0", prior.concentration0.clone())
         self.register_buffer("counts", torch.zeros_like(prior.mean))
@@ -289,63 +288,6 @@ class DPMixtureGuide(PyroModule):
             )
 
 
-class RealFactor(nn.Module):
-    r"""An independent normal for each element, or what a change of variables makes of it.
-
-    .. math:: \theta = f(m + s \epsilon), \qquad \epsilon \sim N(0, 1)
-
-    with the standard :math:`f` from real numbers to the support. The divergence from a normal
-    prior, and for the positive ones from a log-normal one, is in closed form.
-
-    **Arguments**: the ``value`` to start at, its ``support`` and ``event_dim``, and :math:`s`.
-    """
-
-    def __init__(self, value: Tensor, *, support: Constraint, event_dim: int, scale: float) -> None:
-        super().__init__()
-        self.transform = None if _base(support) is constraints.real else biject_to(support)
-        loc = value if self.transform is None else self.transform.inv(value)
-        self.event_dim = event_dim + loc.dim() - value.dim()
-        self.loc = nn.Parameter(loc.detach().clone())
-        self.log_scale = nn.Parameter(torch.full_like(loc, math.log(scale)))
-
-    def forward(self) -> dist.TorchDistribution:
-        """The distribution."""
-        normal = dist.Normal(self.loc, self.log_scale.exp()).to_event(self.event_dim)
-        if self.transform is None:
-            return normal
-        return dist.TransformedDistribution(normal, [self.transform])
-
-
-class BinaryFactor(nn.Module):
-    r"""An independent Bernoulli for each element, whose draws have a gradient.
-
-    .. math:: \frac{\partial \theta}{\partial \pi} = 1, \qquad \theta \sim \mathrm{Bern}(\pi)
-
-    For a log-density that is affine in each element, such as
-    :math:`\theta \log g_1 + (1 - \theta) \log g_0`, the gradient of its expectation is unbiased.
-    Else it is biased, and it is zero if the model turns the draw into a boolean or an index.
-
-    **Arguments**: the ``shape``, where every probability starts at 1/2, and ``event_dim``.
-    """
-
-    def __init__(self, value: Tensor, *, event_dim: int) -> None:
-        super().__init__()
-        self.event_dim = event_dim
-        self.logits = nn.Parameter(torch.zeros_like(value))
-
-    def forward(self) -> dist.TorchDistribution:
-        """The distribution."""
-        return _StraightThrough(logits=self.logits).to_event(self.event_dim)
-
-
-class _StraightThrough(dist.Bernoulli):
-    has_rsample = True
-
-    def rsample(self, sample_shape: Size = torch.Size()) -> Tensor:
-        probs = self.probs.expand(self._extended_shape(sample_shape))
-        return torch.bernoulli(probs.detach()) + (probs - probs.detach())
-
-
 @contextmanager
 def _plates(frames: Iterable[Any], sizes: Iterable[int]) -> Iterator[None]:
     """Plates like the model's, which leave the draw of rows to the model."""
@@ -355,27 +297,6 @@ def _plates(frames: Iterable[Any], sizes: Iterable[int]) -> Iterator[None]:
                 plate = pyro.plate(frame.name, size, dim=frame.dim)
             stack.enter_context(plate)
         yield
-
-
-def _factor(name: str, site: Any, scale: float) -> nn.Module:
-    """A factor of a site, by its support."""
-    fn, value = site["fn"], site["value"]
-    base = _base(fn.support)
-    if base is constraints.boolean:
-        return BinaryFactor(value, event_dim=fn.event_dim)
-    if base.is_discrete:
-        raise ValueError(
-            f"At site '{name}', a {type(fn).__name__} is neither real nor binary: expected one of "
-            "them. Sum it out, or give a guide of this site as rest."
-        )
-    return RealFactor(value, support=fn.support, event_dim=fn.event_dim, scale=scale)
-
-
-def _base(support: Any) -> Any:
-    """The constraint of single elements."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
 
 
 def _key(name: str) -> str:

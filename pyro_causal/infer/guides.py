@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from pyro_causal._pyro import register
 from pyro_causal._recipe import NamedModules, Recorded
-from pyro_causal.infer._mixture_guide import BinaryFactor, DPMixtureGuide, RealFactor
+from pyro_causal.infer._factors import BinaryFactor, RealFactor
+from pyro_causal.infer._mixture_guide import DPMixtureGuide
 
 __all__ = ["BinaryFactor", "Completion", "DPMixtureGuide", "RealFactor"]
 
