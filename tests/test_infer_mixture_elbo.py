@@ -582,6 +582,33 @@ def test_automatic_guides_of_the_rest() -> None:
     assert math.isfinite(DPMixtureELBO().loss(positive, point, X))
 
 
+def test_the_weights_have_no_noise_whatever_the_order() -> None:
+    def model(x: Tensor) -> None:
+        alpha = pyro.sample("alpha", dist.Gamma(2.0, 1.0))
+        w = pyro.sample("weights", StickBreaking.gem(alpha, truncation=K))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(w))
+            pyro.sample("x", dist.Normal(LOCS[z], NOISE), obs=x)
+
+    guide = DPMixtureGuide(model, rest=AutoDelta(poutine.block(model, expose=["alpha"])))
+    losses = {DPMixtureELBO(max_plate_nesting=1).loss(model, guide, X) for _ in range(5)}
+    assert max(losses) - min(losses) < 1e-12
+
+    def own(x: Tensor) -> None:  # it might draw alpha from the weights, for all we know
+        pyro.sample("weights", StickBreaking(torch.full((2,), 1.5), torch.ones(2)))
+        pyro.sample("alpha", dist.Delta(guide.rest.alpha.detach()))
+
+    noisy = torch.tensor(
+        [DPMixtureELBO(max_plate_nesting=1).loss(model, own, X) for _ in range(999)]
+    )
+    prior = StickBreaking.gem(guide.rest.alpha.detach(), truncation=K)
+    q = poutine.trace(own).get_trace(X).nodes["weights"]["fn"]
+    kl = torch.distributions.kl_divergence(q, prior).item()
+    ell = dist.Normal(LOCS, NOISE).log_prob(X[:, None]) + q.expected_log_weights
+    alone = kl - ell.logsumexp(-1).sum() - dist.Gamma(2.0, 1.0).log_prob(guide.rest.alpha)
+    assert noisy.mean().item() == pytest.approx(alone.item(), abs=0.1)
+
+
 def test_forms() -> None:
     guide = guide_of(unknown, expected=expected)
     module = DPMixtureELBO()(unknown, guide)

@@ -173,6 +173,8 @@ class Particle:
         """That of a latent site; at the draw, if it has no formula."""
         if closed and (kl := closed_divergence(self.guide.nodes[name], site)) is not None:
             return -kl
+        for trace in (self.model, self.guide):
+            trace.compute_log_prob(site_filter=lambda other, _: other == name)
         density: Tensor = site["log_prob"] - self.guide.nodes[name]["log_prob"]
         return density
 

@@ -62,7 +62,8 @@ class DPMixtureELBO(ELBO, nn.Module):
     - ``weights``, ``assignment``: the names of the two sites.
     - ``temperature``: what the logarithm of the likelihood of a row is divided by in training, a
       number or a function of the steps done so far (whose number is state, for checkpoints). Above
-      1 it blurs the responsibilities. A loss that is only evaluated (``loss.loss(...)``) is the
+      1 it blurs the responsibilities; scales that are learned widen, too, and components that have
+      merged so do not part again. A loss that is only evaluated (``loss.loss(...)``) is the
       bound itself, at temperature 1.
     - ``per_row``: divide by the number of all rows, so that learning rates suit any number.
     - others as ``Trace_ELBO``. With ``vectorize_particles`` the model has to broadcast: draw what
