@@ -49,9 +49,9 @@ def unknown(x: Tensor, z: Tensor | None = None, rows: int | None = None) -> None
         pyro.sample("x", dist.Normal(Vindex(loc)[..., z], NOISE), obs=x)
 
 
-def expected(posterior: Callable[[str], Any], x: Tensor, *_: Any) -> Tensor:
+def expected(factor: Callable[[str], Any], x: Tensor, *_: Any) -> Tensor:
     """The expectation of the log-density of each row in each component of `unknown`."""
-    q = posterior("loc")
+    q = factor("loc")
     return dist.Normal(q.mean, NOISE).log_prob(x[:, None]) - q.variance / (2 * NOISE**2)
 
 
@@ -112,7 +112,7 @@ def brute_force(guide: DPMixtureGuide, ell: Tensor, r: Tensor) -> float:
     sticks = StickBreaking.gem(ALPHA, truncation=K).sticks
     bound -= torch.distributions.kl_divergence(guide.sticks.sticks, sticks).sum().item()
     if "loc" in guide.factors:
-        bound -= torch.distributions.kl_divergence(guide.posterior("loc"), PRIOR).item()
+        bound -= torch.distributions.kl_divergence(guide.factor("loc"), PRIOR).item()
     return bound
 
 
@@ -129,7 +129,7 @@ def test_the_bound_is_its_definition() -> None:
     torch.testing.assert_close(DPMixtureELBO().responsibilities(known, guide, X), r)
 
     guide = guide_of(unknown, expected=expected)
-    ell = expected(guide.posterior, X)
+    ell = expected(guide.factor, X)
     r = (ell + guide.sticks.expected_log_weights).softmax(-1)
     assert -DPMixtureELBO().loss(unknown, guide, X) == pytest.approx(brute_force(guide, ell, r))
 
@@ -200,12 +200,12 @@ def test_probabilities_as_labels_are_the_responsibilities() -> None:
 def test_the_gradient_is_that_at_fixed_responsibilities() -> None:
     guide = guide_of(unknown, expected=expected)
     r = guide.responsibilities(X)
-    factor = guide.factors["loc"]
-    kl = torch.distributions.kl_divergence(guide.posterior("loc"), PRIOR)
-    objective = kl - (r * expected(guide.posterior, X)).sum()
-    slopes = torch.autograd.grad(objective, list(factor.parameters()))
+    parameters = [*guide.factors["loc"].parameters()]
+    kl = torch.distributions.kl_divergence(guide.factor("loc"), PRIOR)
+    objective = kl - (r * expected(guide.factor, X)).sum()
+    slopes = torch.autograd.grad(objective, parameters)
     DPMixtureELBO().loss_and_grads(unknown, guide, X)
-    for parameter, slope in zip(factor.parameters(), slopes, strict=True):
+    for parameter, slope in zip(parameters, slopes, strict=True):
         torch.testing.assert_close(parameter.grad, slope)
 
 
@@ -239,11 +239,11 @@ def test_particles_beside_a_closed_form() -> None:
 def test_one_particle_is_the_bound_whose_assignments_know_the_others() -> None:
     guide = guide_of(unknown)
     log_w = guide.sticks.expected_log_weights
-    loc = guide.posterior("loc").sample((20_000,))
+    loc = guide.factor("loc").sample((20_000,))
     rows = (dist.Normal(loc[:, None], NOISE).log_prob(X[:, None]) + log_w).logsumexp(-1).sum(-1)
     kl = torch.distributions.kl_divergence
     prior = StickBreaking.gem(ALPHA, truncation=K)
-    fixed = kl(guide.sticks, prior) + kl(guide.posterior("loc"), PRIOR)
+    fixed = kl(guide.sticks, prior) + kl(guide.factor("loc"), PRIOR)
     losses = torch.tensor(
         [DPMixtureELBO(max_plate_nesting=1).loss(unknown, guide, X) for _ in range(1000)]
     )
@@ -425,7 +425,7 @@ def test_what_does_not_depend_on_the_assignment_counts_once() -> None:
     extra = torch.tensor(
         [DPMixtureELBO(max_plate_nesting=1).loss(more, guide, X) for _ in range(1500)]
     )
-    q = guide.posterior("shift")
+    q = guide.factor("shift")
     kl = torch.distributions.kl_divergence(q, dist.Normal(torch.tensor(0.0), 1.0))
     fit = dist.Normal(q.mean, 1.0).log_prob(X.sum()) - q.variance / 2
     difference = extra.mean().item() - DPMixtureELBO().loss(known, plain, X)

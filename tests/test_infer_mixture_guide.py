@@ -98,7 +98,7 @@ def test_batches_come_to_the_optimum_of_the_whole() -> None:
     assert bound(batches, x) == pytest.approx(bound(whole, x), abs=4)
     order = [guide.counts.argsort(descending=True)[:CLUSTERS] for guide in (whole, batches)]
     torch.testing.assert_close(whole.counts[order[0]], batches.counts[order[1]], atol=3, rtol=0)
-    locs = [g.posterior("loc").mean[o] for g, o in zip((whole, batches), order, strict=True)]
+    locs = [g.factor("loc").mean[o] for g, o in zip((whole, batches), order, strict=True)]
     torch.testing.assert_close(*locs, atol=0.1, rtol=0)
     assert adjusted_rand_score(whole.assign(x), batches.assign(x)) > 0.97
 
@@ -134,7 +134,7 @@ def test_new_rows() -> None:
     assert (exact == amortised).float().mean() > 0.95
     draws = Predictive(gaussians, guide=guide, num_samples=3)(x[:100])
     assert (draws["z"].squeeze() == amortised).float().mean() > 0.9
-    torch.testing.assert_close(draws["loc"].mean(0), guide.posterior("loc").mean, atol=20, rtol=0)
+    torch.testing.assert_close(draws["loc"].mean(0), guide.factor("loc").mean, atol=20, rtol=0)
 
 
 # --- anybody's components -------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_a_poisson_mixture() -> None:
     fit(model, guide, loss=loss, data=x, epochs=450, lr=0.05)
     assert adjusted_rand_score(truth, guide.assign(x)) > 0.95
     assert guide.used(share=0.05) == 3
-    q = guide.posterior("rate")
+    q = guide.factor("rate")
     found = q.loc.exp()[guide.counts > 15].sort().values
     torch.testing.assert_close(found, torch.tensor([1.0, 12.0, 50.0]), rtol=0.1, atol=0.2)
 
@@ -179,7 +179,7 @@ def test_a_mixture_of_categories() -> None:
     loss = DPMixtureELBO(per_row=True)
     fit(model, guide, loss=loss, data=x, epochs=400, lr=0.05)
     assert adjusted_rand_score(truth, guide.assign(x)) > 0.9
-    assert guide.posterior("p").sample().shape == (6, 3)
+    assert guide.factor("p").sample().shape == (6, 3)
 
 
 def test_binary_targets_are_found() -> None:
@@ -201,7 +201,7 @@ def test_binary_targets_are_found() -> None:
     loss = DPMixtureELBO(per_row=True)
     fit(model, guide, loss=loss, data={"x": x, "z": truth}, epochs=150, lr=0.1)
     fit(model, guide, loss=loss, data={"x": x}, epochs=50, lr=0.1)
-    assert torch.equal(guide.posterior("r").mean.round(), targets)
+    assert torch.equal(guide.factor("r").mean.round(), targets)
     assert adjusted_rand_score(truth, guide.assign(x)) > 0.95
 
 
@@ -216,7 +216,7 @@ def test_a_concentration_that_is_latent() -> None:
     guide = DPMixtureGuide(model, memory=20.0)
     x = torch.cat([torch.randn(50), 10 + torch.randn(50)])
     fit(model, guide, loss=DPMixtureELBO(), data=x, epochs=600, lr=0.02)
-    q = guide.posterior("alpha")
+    q = guide.factor("alpha")
     alpha = q.sample((1000,)).mean()
     assert alpha < 1.0  # two components of sixteen
     torch.testing.assert_close(guide.prior0.mean(), alpha, atol=0.2, rtol=0)
@@ -373,7 +373,7 @@ def test_it_has_to_be_called_first() -> None:
         lambda: guide.sticks,
         lambda: guide.weights,
         guide.used,
-        lambda: guide.posterior("loc"),
+        lambda: guide.factor("loc"),
         lambda: guide.set_responsibilities(torch.ones(2, 1)),
     ):
         with pytest.raises(ValueError, match=message):
@@ -405,7 +405,7 @@ def test_sites_without_a_factor() -> None:
     guide = DPMixtureGuide(model)
     guide("plain")
     with pytest.raises(ValueError, match="No factor of 'loc': expected one of weights. Ask for"):
-        guide.posterior("loc")
+        guide.factor("loc")
 
 
 @pytest.mark.parametrize("shape", [(ROWS, K - 1), (K,)])

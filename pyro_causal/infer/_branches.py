@@ -156,7 +156,7 @@ class Particle:
 
     def expected(self, *args: Any, **kwargs: Any) -> Tensor:
         """The guide's closed form of the terms that vary over components, scaled."""
-        values = self.aligned(self.mixture.expected(self.mixture.posterior, *args, **kwargs))
+        values = self.aligned(self.mixture.expected(self.mixture.factor, *args, **kwargs))
         scaled: Tensor = values * self.z["scale"]
         return scaled
 

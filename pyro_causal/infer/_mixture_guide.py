@@ -54,7 +54,7 @@ class DPMixtureGuide(PyroModule):
       With it the guide draws assignments too.
     - ``rest``: a guide of some of the sites, called with the model's arguments.
     - ``expected``: :math:`E_q \log p(x_n \mid z_n = k, \theta)` in closed form, a function
-      ``(posterior, *args, **kwargs)`` to ``[*rows, K]``, where ``posterior(name)`` is the factor of
+      ``(factor, *args, **kwargs)`` to ``[*rows, K]``, where ``factor(name)`` is the factor of
       a site. It takes the place of all that the model observes in the rows.
     - ``memory``: over how many passes of the data the counts are averaged.
     - ``init_loc_fn``, ``init_scale``: where factors start, as in Pyro's ``AutoNormal``. Components
@@ -137,7 +137,7 @@ class DPMixtureGuide(PyroModule):
         """The expected weights, ``[K]``."""
         return self.sticks.mean
 
-    def posterior(self, name: str) -> Any:
+    def factor(self, name: str) -> Any:
         """The factor of a site."""
         sticks = self.sticks
         if name == self._weights:
@@ -218,7 +218,7 @@ class DPMixtureGuide(PyroModule):
         for name, frames in self.frames.items():
             with _plates(frames, [frame.size for frame in frames]):
                 infer: Any = {"mixture": self}  # how the loss knows the guide, handled or not
-                result[name] = pyro.sample(name, self.posterior(name), infer=infer)
+                result[name] = pyro.sample(name, self.factor(name), infer=infer)
         if self.rest is not None:
             self.rest(*args, **kwargs)
         if self.network is not None:
