@@ -65,15 +65,15 @@ class DPMixtureGuide(PyroModule):
     **Raises**: ``ValueError`` for sites that have no factor here, and results of the wrong shape.
 
     **References**: *Variational inference for Dirichlet process mixtures*,
-    https://doi.org/10.1214/06-BA104, section 3, equations 18 and 19; *Stochastic variational
+    https://doi.org/10.1214/06-BA104, section 3; *Stochastic variational
     inference*, https://arxiv.org/abs/1206.7055, section 2.4, there with steps that
     shrink; *Differentiable causal discovery under latent interventions*,
-    https://arxiv.org/abs/2203.02336, section 3.5, there with gradients for the sticks.
+    https://arxiv.org/abs/2203.02336, appendix A, there with gradients for the sticks.
 
     **Example**::
 
-        >>> from pyro_causal.infer import fit
-        >>> from pyro_causal.infer.elbo import DPMixtureELBO
+        >>> from pyro.infer.autoguide import init_to_value
+        >>> from pyro_causal.infer import DPMixtureELBO, fit
         >>> def model(x):
         ...     w = pyro.sample("weights", StickBreaking.gem(1.0, truncation=6))
         ...     with pyro.plate("components", 6):
@@ -82,8 +82,9 @@ class DPMixtureGuide(PyroModule):
         ...         z = pyro.sample("z", dist.Categorical(w))
         ...         pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
         >>> x = torch.cat([torch.randn(50) - 8, torch.randn(50) + 8])
-        >>> guide = DPMixtureGuide(model)
-        >>> history = fit(model, guide, loss=DPMixtureELBO(), data=x, epochs=400, lr=0.1)
+        >>> start = init_to_value(values={"loc": torch.linspace(-10, 90, 6)})
+        >>> guide = DPMixtureGuide(model, init_loc_fn=start)
+        >>> history = fit(model, guide, loss=DPMixtureELBO(), data=x, epochs=200, lr=0.1)
         >>> guide.used(), guide.assign(x)[:50].unique().numel()
         (2, 1)
     """
