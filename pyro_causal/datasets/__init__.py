@@ -18,12 +18,19 @@ from pyro_causal.datasets.digits import (
     set_intensity,
     set_thickness,
 )
+from pyro_causal.datasets.interventions import (
+    InterventionalSCM,
+    draw_interventional_scm,
+    sample_interventional_table,
+)
 
 __all__ = [
     "BrainNoise",
+    "InterventionalSCM",
     "brain_image",
     "brain_phantom",
     "draw_brain_noise",
+    "draw_interventional_scm",
     "load_morphomnist",
     "load_morphomnist_covariates",
     "measure_brain_volumes",
@@ -32,6 +39,7 @@ __all__ = [
     "morphomnist",
     "morphomnist_covariates",
     "sample_brain_phantom",
+    "sample_interventional_table",
     "set_intensity",
     "set_thickness",
 ]
