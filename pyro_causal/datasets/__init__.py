@@ -23,8 +23,15 @@ from pyro_causal.datasets.interventions import (
     draw_interventional_scm,
     sample_interventional_table,
 )
+from pyro_causal.datasets.sachs import (
+    SACHS_VARIABLES,
+    load_sachs,
+    load_sachs_levels,
+    load_sachs_reagents,
+)
 
 __all__ = [
+    "SACHS_VARIABLES",
     "BrainNoise",
     "InterventionalSCM",
     "brain_image",
@@ -33,6 +40,9 @@ __all__ = [
     "draw_interventional_scm",
     "load_morphomnist",
     "load_morphomnist_covariates",
+    "load_sachs",
+    "load_sachs_levels",
+    "load_sachs_reagents",
     "measure_brain_volumes",
     "measure_intensity",
     "measure_thickness",

@@ -117,19 +117,22 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
 
 
-def read_table(path: Path, columns: tuple[str, ...], rows: int) -> NDArray[Any]:
+def read_table(
+    path: Path, columns: tuple[str, ...], rows: int, *, separator: str = ","
+) -> NDArray[Any]:
     """Read a table of numbers with a known header, as float32 of shape ``[rows, columns]``.
 
     **Raises** ``ValueError``: it is not such a table, or not a whole one.
     """
     header, *lines = path.read_text().splitlines() or [""]
     try:
-        table = np.array([line.split(",") for line in lines], np.float32)
+        table = np.array([line.split(separator) for line in lines], np.float32)
     except ValueError as error:
         raise ValueError(f"{path}: expected numbers: {error}. Fetch the file again.") from error
-    if header != ",".join(columns) or table.shape != (rows, len(columns)):
+    expected = separator.join(columns)
+    if header != expected or table.shape != (rows, len(columns)):
         raise ValueError(
-            f"{path}: expected {rows} rows below the header {','.join(columns)}, got a table of "
+            f"{path}: expected {rows} rows below the header {expected}, got a table of "
             f"shape {list(table.shape)} below {header!r}. Put the published file there."
         )
     return table
