@@ -93,6 +93,11 @@ def test_targets_are_dealt_evenly(d: int, regimes: int, size: int) -> None:
         assert (targets[first : first + d // size].sum(0) <= 1).all()
 
 
+def test_targets_are_shuffled_anew_in_each_deal() -> None:
+    one, two = draw(9, regimes=18).targets[1:].reshape(2, 9, 9).argmax(-1)
+    assert one.tolist() != [*range(9)] and one.tolist() != two.tolist()
+
+
 def test_regimes_default_to_one_for_each_variable() -> None:
     assert torch.equal(draw(6).targets[1:].sum(0), torch.ones(6, dtype=torch.long))
 
@@ -315,6 +320,7 @@ def test_tables_are_standardised_over_all_regimes(
     assert_close(table["x"].mean(0), torch.zeros(5, dtype=torch.float64), atol=1e-9, rtol=0)
     assert_close(table["x"].var(0, correction=0), torch.ones(5, dtype=torch.float64))
     assert sorted(table["z"].bincount().tolist()) == [100] * 3 + [101] * 3
+    assert not torch.equal(table["z"].diff() % 6, torch.ones(602, dtype=torch.long))
     assert table["z"][:50].unique().numel() > 1
     assert torch.equal(table["targets"], scm.targets)
     assert torch.equal(table["adjacency"], scm.adjacency)
