@@ -31,7 +31,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "mechanisms.base"
         " < mechanisms.gaussian mechanisms.flows mechanisms.discrete"
         " mechanisms.low_level mechanisms.geometry mechanisms.hierarchical < mechanisms.networks"
-        " < mechanisms.neural < mechanisms.sem < mechanisms",
+        " < mechanisms.neural < mechanisms.sem mechanisms._sigmoidal"
+        " < mechanisms.sem_neural mechanisms.sem_program < mechanisms",
         "infer.acyclicity infer._sticks infer._terms infer._factors < infer.priors infer._branches"
         " < infer._mixture_elbo < infer._mixture_guide < infer.guides < infer.elbo"
         " < infer.adversarial < infer.checkpoint < infer._program < infer._batches < infer._steps"

@@ -13,6 +13,9 @@ from pyro_causal.mechanisms.neural import (
     AmortisedImplicit,
     AmortisedMechanism,
 )
+from pyro_causal.mechanisms.sem import LinearSEM, StructuralEquations, sample_adjacency
+from pyro_causal.mechanisms.sem_neural import FlowSEM, NonlinearSEM
+from pyro_causal.mechanisms.sem_program import StructuralModel
 
 __all__ = [
     "AmortisedExplicit",
@@ -30,9 +33,15 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "ConvPrior",
+    "FlowSEM",
     "HierarchicalNormal",
+    "LinearSEM",
     "Mechanism",
+    "NonlinearSEM",
     "Recorded",
     "SoftLogitTransform",
+    "StructuralEquations",
+    "StructuralModel",
     "interval_around",
+    "sample_adjacency",
 ]
