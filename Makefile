@@ -42,6 +42,7 @@ bench: $(VENV)/.installed-bench  ## time handlers (against ChiRho), identificati
 	$(BIN)/python benchmarks/graphs.py
 	$(BIN)/python benchmarks/counterfactual_images.py
 	$(BIN)/python benchmarks/acyclicity.py
+	$(BIN)/python benchmarks/structural_equations.py
 
 clean:  ## remove everything that a target made
 	rm -rf $(VENV) build out docs/_build docs/reference *.egg-info
