@@ -144,6 +144,15 @@ def test_densities_sum_to_one(name: str, j: int) -> None:
 
 
 @every_case
+def test_parts_of_a_batch_add_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    equations, x, graphs = make(name), rows(7), torch.rand(2, NODES, NODES)
+    expected = equations.log_prob(x, graphs)
+    monkeypatch.setattr("pyro_causal.mechanisms.sem.ROWS", 3)
+    torch.testing.assert_close(equations.log_prob(x, graphs), expected)
+    assert equations.log_prob(x[:0], graphs).shape == (2, REGIMES, 0, NODES)
+
+
+@every_case
 def test_gradient_of_the_adjacency(name: str) -> None:
     equations, x = make(name), rows()
     adjacency = torch.rand(NODES, NODES).double().requires_grad_()

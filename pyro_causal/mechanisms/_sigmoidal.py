@@ -48,10 +48,10 @@ class SigmoidalTransform(Transform):
         """The value, and the logarithm of the slope."""
         z = (x.unsqueeze(-1) - self.centre) / self.width
         below = F.logsigmoid(z)
-        above = below - z  # that of -z
-        left = (self.log_weight + below).logsumexp(-1)
-        right = (self.log_weight + above).logsumexp(-1)
-        slope = (self.log_weight + below + above - self.width.log()).logsumexp(-1)
+        lower = self.log_weight + below
+        upper = lower - z  # below - z is the logarithm of the sigmoid of -z
+        left, right = lower.logsumexp(-1), upper.logsumexp(-1)
+        slope = (upper + below - self.width.log()).logsumexp(-1)
         return left - right, slope - left - right
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:

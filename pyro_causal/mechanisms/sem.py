@@ -25,6 +25,7 @@ __all__ = ["LinearSEM", "StructuralEquations", "floored_scale", "sample_adjacenc
 
 Index = slice | list[int]
 ALL = slice(None)
+ROWS = 1000  # at a time: what a processor's cache, and its allocator, can reuse
 
 
 def sample_adjacency(
@@ -120,16 +121,22 @@ class StructuralEquations(Recorded):
         **Shapes**: x ``[*, B, d]``, adjacency ``[*, d, d]``, context ``[*, R, *shape]``, where all
         ``*`` broadcast; batch shape ``[*, R, B, d]``.
         """
-        return self._law(self._joint(x, adjacency, context), self.loc, self.scale)
+        context = self.context if context is None else context
+        self._check(x, adjacency, context)
+        return self._laws(x, adjacency, context)
 
     def log_prob(self, x: Tensor, adjacency: Tensor, *, context: Tensor | None = None) -> Tensor:
         """Give the log-density of each coordinate given its parents, ``[*, R, B, d]``.
 
         Arguments are those of :meth:`forward`. Values are not validated.
         """
-        parameters = self._joint(x, adjacency, context)
-        law = self._law(parameters, self.loc, self.scale, validate_args=False)
-        return law.log_prob(x.unsqueeze(-3))
+        context = self.context if context is None else context
+        self._check(x, adjacency, context)
+        found = [
+            self._laws(rows, adjacency, context, validate_args=False).log_prob(rows.unsqueeze(-3))
+            for rows in ([x] if torch.jit.is_tracing() else x.split(ROWS, -2))
+        ]
+        return torch.cat(found, -2)
 
     def conditional(
         self, node: int, parents: Mapping[int, Tensor], *, regime: int = 0
@@ -165,11 +172,12 @@ class StructuralEquations(Recorded):
         self.scale.copy_(scale)
         return self
 
-    def _joint(self, x: Tensor, adjacency: Tensor, context: Tensor | None) -> Tensor:
-        context = self.context if context is None else context
-        self._check(x, adjacency, context)
-        mask = adjacency * self.off_diagonal
-        return self._outputs((x - self.loc) / self.scale, mask, context, ALL, ALL)
+    def _laws(
+        self, x: Tensor, adjacency: Tensor, context: Tensor, *, validate_args: bool | None = None
+    ) -> TorchDistribution:
+        mask, x = adjacency * self.off_diagonal, (x - self.loc) / self.scale
+        parameters = self._outputs(x, mask, context, ALL, ALL)
+        return self._law(parameters, self.loc, self.scale, validate_args=validate_args)
 
     def _outputs(
         self, x: Tensor, mask: Tensor, context: Tensor, rows: Index, columns: Index
