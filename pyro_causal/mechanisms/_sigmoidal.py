@@ -40,7 +40,7 @@ class SigmoidalTransform(Transform):
 
     def __init__(self, log_weight: Tensor, centre: Tensor, width: Tensor) -> None:
         super().__init__()
-        self.log_weight = log_weight.log_softmax(-1)
+        self.log_weight = log_weight - log_weight.logsumexp(-1, keepdim=True)
         self.centre = centre
         self.width = width
 

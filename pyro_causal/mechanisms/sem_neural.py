@@ -117,25 +117,22 @@ class FlowSEM(StructuralEquations):
     def _law(
         self, parameters: Tensor, loc: Tensor, scale: Tensor, *, validate_args: bool | None = None
     ) -> TorchDistribution:
-        mean, log_scale = parameters[..., 0], parameters[..., 1]
-        width = scale * floored_scale(log_scale, self.min_scale)
-        layers = [
-            self._layer(raw) for raw in parameters[..., 2:].split([3 * n for n in self.units], -1)
-        ]
-        transform = zuko.transforms.ComposedTransform(
-            AffineTransform(loc + scale * mean, width).inv, *layers
-        )
-        base = Normal(torch.zeros_like(mean), 1.0, validate_args=validate_args)
+        units = [n for n in self.units for _ in range(3)]
+        mean, log_scale, *raw = parameters.split([1, 1, *units], -1)
+        shift = loc + scale * mean.squeeze(-1)
+        width = scale * floored_scale(log_scale.squeeze(-1), self.min_scale)
+        layers = [self._layer(*raw[i : i + 3]) for i in range(0, len(raw), 3)]
+        transform = zuko.transforms.ComposedTransform(AffineTransform(shift, width).inv, *layers)
+        base = Normal(torch.zeros_like(shift), 1.0, validate_args=validate_args)
         return FlowDistribution(NormalizingFlow(transform, base), validate_args=validate_args)
 
-    def _layer(self, raw: Tensor) -> SigmoidalTransform:
-        """Make a layer from numbers ``[*batch, 3 units]``; zeros give about the identity.
+    def _layer(self, log_weight: Tensor, centre: Tensor, log_width: Tensor) -> SigmoidalTransform:
+        """Make a layer from numbers ``[*batch, units]``; zeros give about the identity.
 
         The units' centres lie apart, since units that are alike would stay so.
         """
-        units = raw.shape[-1] // 3
-        log_weight, centre, log_width = raw.split(units, -1)
-        start = 0.5 * ((torch.arange(units).to(raw) + 0.5) / units).logit()
+        units = centre.shape[-1]
+        start = 0.5 * ((torch.arange(units).to(centre) + 0.5) / units).logit()
         width = (1 - start.square().mean() * 3 / math.pi**2).sqrt()  # the variance is a logistic's
         width = floored_scale(log_width + width.log(), self.min_scale)
         return SigmoidalTransform(log_weight, start + centre, width)
