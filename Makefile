@@ -35,7 +35,7 @@ format: $(VENV)/.installed-dev  ## rewrite the sources in the house format
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed-docs  ## build the documentation; a warning is an error
-	$(BIN)/python -m sphinx -W --keep-going -n docs docs/_build
+	$(BIN)/python -m sphinx -W --keep-going -n docs docs/_build/html
 
 bench: $(VENV)/.installed-bench  ## time handlers (against ChiRho), identification (against y0) and deep models
 	$(BIN)/python benchmarks/handlers.py
