@@ -20,7 +20,17 @@ from pyro_causal.mechanisms.sem import Index, StructuralEquations, floored_scale
 __all__ = ["FlowSEM", "NonlinearSEM"]
 
 
-class NonlinearSEM(StructuralEquations):
+class _Networked(StructuralEquations):
+    """Equations whose parameters come from networks."""
+
+    networks: Any
+
+    def _outputs(self, *arguments: Any) -> Tensor:
+        result: Tensor = self.networks(*arguments)
+        return result
+
+
+class NonlinearSEM(_Networked):
     r"""A network for each node, from its parents and the regime's context to a Gaussian.
 
     .. math:: x_j \sim N\left(\mu_j, \sigma_j^2\right), \qquad
@@ -61,12 +71,8 @@ class NonlinearSEM(StructuralEquations):
         super().__init__(nodes, (context,), regimes=regimes, min_scale=min_scale)
         self.networks = _Networks(nodes, context, [*hidden, 2])
 
-    def _outputs(self, *arguments: Any) -> Tensor:
-        result: Tensor = self.networks(*arguments)
-        return result
 
-
-class FlowSEM(StructuralEquations):
+class FlowSEM(_Networked):
     r"""A network for each node, from its parents and the regime's context to a sigmoidal flow.
 
     .. math:: p(x_j) = N(\tau_j(x_j); 0, 1) \, |\tau_j'(x_j)|
@@ -109,10 +115,6 @@ class FlowSEM(StructuralEquations):
         super().__init__(nodes, (context,), regimes=regimes, min_scale=min_scale)
         self.units = tuple(units)
         self.networks = _Networks(nodes, context, [*hidden, 2 + 3 * sum(units)])
-
-    def _outputs(self, *arguments: Any) -> Tensor:
-        result: Tensor = self.networks(*arguments)
-        return result
 
     def _law(
         self, parameters: Tensor, loc: Tensor, scale: Tensor, *, validate_args: bool | None = None
