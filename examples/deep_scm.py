@@ -34,10 +34,10 @@ mean (range) of seeds 0, 1 and 2, errors in grey levels::
     intensity off by (true images: 0.44)        4.40 (4.29 to 4.54)
     there and back                              1.39 (1.35 to 1.43)
 
-Rescaled: by the true mechanism of intensity, the shape left alone. For heads (17 minutes of one
-processor), means of the same seeds: the volume of the brain changes by what it should to 7 %, that
-of the ventricles to 10 % or 2 ml but for do(a = 80), short by 2.02 ml of 18, and do(b = 1600),
-farther out than any head to train on, 3.2 ml of 14 too many.
+Rescaled: by the true mechanism of intensity, the shape left alone. For heads (about 17 minutes
+of one processor), means of the same seeds: the volume of the brain changes by what it should to
+7 %, that of the ventricles to 10 % or 2 ml but for do(a = 80), short by 2.02 ml of 18, and
+do(b = 1600), farther out than any head to train on, 3.2 ml of 14 too many.
 """
 
 from __future__ import annotations
@@ -424,7 +424,7 @@ EXPERIMENTS = {"morphomnist": MorphoMNIST, "brain": Brain}
 
 
 def part_of(scm: DeepSCM, names: Sequence[str]) -> DeepSCM:
-    """The model of some variables and all their ancestors; it shares their mechanisms."""
+    """The model of some variables, none of whose parents are left out; it shares mechanisms."""
     parts: Any = {name: (scm.mechanisms[name], scm.parents[name]) for name in names}
     return DeepSCM(mechanisms=parts)
 
