@@ -16,7 +16,7 @@ Import = tuple[str, int, tuple[str, ...]]  # dotted name, line, enclosing functi
 # A layer is made of chains, a chain of rows, lowest first, a row of modules that must not import
 # each other. `folder.*` stands for every module of a folder.
 LAYERS: dict[int, tuple[str, ...]] = {
-    0: ("_pyro",),
+    0: ("_pyro", "_reachability"),
     1: (
         "_tails < _quantile < _cdf < _gumbel < _coordinates < noise"
         " < _site < _actions < _factual < _messengers < handlers",

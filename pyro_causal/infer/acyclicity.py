@@ -34,6 +34,8 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_causal._reachability import reached
+
 __all__ = [
     "is_dag",
     "log_determinant",
@@ -183,8 +185,8 @@ def spectral_radius(matrix: Tensor) -> Tensor:
     """
     x = _checked("spectral_radius", matrix)
     with torch.no_grad():
-        reached = _reached(x > 0)
-        cyclic = reached & reached.mT
+        paths = reached(x > 0)
+        cyclic = paths & paths.mT
         core = torch.where(cyclic, x, 0.0).double()
         top = core.amax((-2, -1), keepdim=True)
         power = core / torch.where(top > 0, top, 1.0)
@@ -211,7 +213,7 @@ def is_dag(adjacency: Tensor) -> Tensor:
         tensor([ True, False])
     """
     _require_square("is_dag", adjacency)
-    return ~_reached(adjacency != 0).diagonal(dim1=-2, dim2=-1).any(-1)
+    return ~reached(adjacency != 0).diagonal(dim1=-2, dim2=-1).any(-1)
 
 
 def threshold_to_dag(probabilities: Tensor, *, threshold: float = 0.5) -> Tensor:
@@ -243,13 +245,13 @@ def threshold_to_dag(probabilities: Tensor, *, threshold: float = 0.5) -> Tensor
     edges = strength.argsort(descending=True, stable=True)
     row = torch.arange(len(edges), device=x.device)
     kept = torch.zeros(len(edges), d, d, dtype=torch.bool, device=x.device)
-    reached = torch.eye(d, dtype=torch.bool, device=x.device).repeat(len(edges), 1, 1)
+    behind = torch.eye(d, dtype=torch.bool, device=x.device).repeat(len(edges), 1, 1)
     for k in range(int(wanted.sum((-2, -1)).max())):
         i, j = edges[:, k] // d, edges[:, k] % d
-        enters = (strength[row, edges[:, k]] >= 0) & ~reached[row, j, i]
+        enters = (strength[row, edges[:, k]] >= 0) & ~behind[row, j, i]
         kept[row, i, j] = enters
-        joined = reached[row, :, i].unsqueeze(-1) & reached[row, j].unsqueeze(-2)
-        reached |= joined & enters[:, None, None]
+        joined = behind[row, :, i].unsqueeze(-1) & behind[row, j].unsqueeze(-2)
+        behind |= joined & enters[:, None, None]
     return kept.reshape(x.shape)
 
 
@@ -290,11 +292,3 @@ def _power_less_one(x: Tensor, n: int) -> Tensor:
             assert result is not None
             return result
         x = 2 * x + x @ x
-
-
-def _reached(edges: Tensor) -> Tensor:
-    """Which nodes there is a path to, of one edge or more."""
-    for _ in range(math.ceil(math.log2(max(edges.shape[-1], 2)))):
-        paths = edges.float()
-        edges = edges | (paths @ paths > 0)
-    return edges

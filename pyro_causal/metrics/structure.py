@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from pyro_causal._reachability import reached
+
 __all__ = [
     "EdgeCounts",
     "adjusted_rand_index",
@@ -159,15 +161,15 @@ def structural_intervention_distance(found: Array, true: Array) -> Tensor:
     tensor([0, 3])
     """
     h, g = torch.broadcast_tensors(*_graphs(found, true))
-    reach, loops = _closure(g), torch.eye(g.shape[-1], dtype=torch.bool, device=g.device)
-    for name, cyclic in (("found", _closure(h)), ("true", reach)):
-        if (cyclic & cyclic.mT & ~loops).any():
+    below, loops = reached(g), torch.eye(g.shape[-1], dtype=torch.bool, device=g.device)
+    for name, paths in (("found", reached(h)), ("true", below)):
+        if (paths & loops).any():
             raise ValueError(
                 f"structural_intervention_distance: expected acyclic graphs, got a {name} one with "
                 "a cycle, whose effects adjustment does not give. Do take a Hamming distance."
             )
-    z = h.mT  # z[i] marks what is adjusted for
-    spoiled = reach & ~loops & _any(z, reach.mT)  # w behind i, with an adjusted node behind it
+    z, reach = h.mT, below | loops  # z[i] marks what is adjusted for
+    spoiled = below & _any(z, reach.mT)  # w behind i, with an adjusted node behind it
     wrong = torch.where(z, reach, _any(spoiled, reach) | _open_paths(g, z, reach))
     return (wrong & ~loops).sum((-2, -1))
 
@@ -185,7 +187,8 @@ def _open_paths(g: Tensor, z: Tensor, reach: Tensor) -> Tensor:
     up, down = steps.mT & onto, steps & onto
     from_child = torch.cat([up & free, down & free], -1)
     from_parent = torch.cat([up & ~free, down & free], -1)
-    walks = _closure(torch.cat([from_child, from_parent], -2))
+    walks = reached(torch.cat([from_child, from_parent], -2))
+    walks = walks | torch.eye(2 * d, dtype=torch.bool, device=g.device)  # of no step, too
     ends = walks[..., :d] | walks[..., d:]  # in whatever way one arrives at j
     above = (g.mT.unsqueeze(-1) & ends[..., :d, :]).any(-2)
     below = (g.unsqueeze(-1) & ends[..., d:, :] & ~reach.unsqueeze(-3)).any(-2)
@@ -292,14 +295,6 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
 def _any(a: Tensor, b: Tensor) -> Tensor:
     """The boolean product of matrices."""
     return a.float() @ b.float() > 0
-
-
-def _closure(steps: Tensor) -> Tensor:
-    """What each node reaches by any number of steps, none included."""
-    reach = steps | torch.eye(steps.shape[-1], dtype=torch.bool, device=steps.device)
-    for _ in range(max(steps.shape[-1] - 1, 1).bit_length()):
-        reach = _any(reach, reach)
-    return reach
 
 
 def _graphs(found: Array, true: Array) -> tuple[Tensor, Tensor]:
