@@ -51,6 +51,7 @@ class CausalMessenger(Messenger):
 
     dim: int | None = None
     targets: Mapping[str, object]
+    actions: Sequence[Mapping[str, Action]]
 
     def __enter__(self) -> CausalMessenger:
         self._seen: dict[str, None] = {}
@@ -91,9 +92,27 @@ def _replace(handlers: Sequence[CausalMessenger], msg: Message) -> None:
                 f"takes the dim {dim} of the worlds: expected a factual value. Put the evidence "
                 "inside, worlds(condition(model, data), ...), or declare its batch with pyro.plate."
             )
+    for handler in _in_force(handlers, msg["name"]):
+        handler.replace(msg, dims)
+
+
+def _in_force(handlers: Sequence[CausalMessenger], name: str) -> list[CausalMessenger]:
+    """The handlers that act on a site, without those inside of one that sets its value afresh."""
+    acting: list[CausalMessenger] = []
     for handler in handlers:
-        if msg["name"] in handler.targets:
-            handler.replace(msg, dims)
+        if name not in handler.targets:
+            continue
+        if isinstance(handler, DoMessenger) and draws_afresh(handler.targets[name]):
+            acting.clear()
+        acting.append(handler)
+    softs = any(isinstance(a.get(name), soft) for h in acting[1:] for a in h.actions)
+    if softs and is_hard(acting[0].targets[name]):
+        raise TypeError(
+            f"At site '{name}', a soft intervention around one that sets a value: expected a "
+            "mechanism, whose noise it would share, got a number, which has none. Drop one of the "
+            "two, or pass a function of the value."
+        )
+    return acting
 
 
 def _is_computed(msg: Message) -> bool:
@@ -119,7 +138,7 @@ def _rewrite(handlers: Sequence[CausalMessenger], msg: Message) -> None:
             "wins where both set a value. Drop the others if that is not meant.",
             stacklevel=2,
         )
-    for handler in targeted:
+    for handler in _in_force(handlers, msg["name"]):
         handler.intervene(msg)
     value, fn, site = msg["value"], msg["fn"], msg.pop("site")
     dims = tuple(h.dim for h in handlers if h.dim and spans(value.shape, h.dim - site.event_dim))
@@ -170,6 +189,7 @@ class DoMessenger(CausalMessenger):
     def __init__(self, data: Mapping[str, Action]) -> None:
         super().__init__()
         self.targets: dict[str, Action] = check_actions(data)
+        self.actions = [self.targets]
 
     def _pyro_sample(self, msg: Message) -> None:
         name, fn = msg["name"], msg["fn"]
@@ -184,6 +204,7 @@ class DoMessenger(CausalMessenger):
             shape = fn.shape() if msg["value"] is None else msg["value"].shape
             msg["fn"] = stochastic(action, name, fn, shape)
             msg["value"], msg["is_observed"], msg["done"] = None, False, False
+            msg["_fixed"] = False  # even if an intervention inside has set the value
         elif is_hard(action):
             msg["is_observed"] = msg["_fixed"] = True
         dispatch(self, msg, _replace, _rewrite, _factual)

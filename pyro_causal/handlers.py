@@ -63,14 +63,15 @@ def do(fn: Any = None, data: Any = None) -> Any:
     adds no log-density of its old mechanism; the natural value under a function, a `soft`
     mechanism or a clamped coordinate is still scored. Evidence on a hard or stochastic target is
     evidence on a value that nobody sees: it is ignored, on whichever side `condition` stands.
-    Nested interventions on one site warn, and the outermost wins. `pyro.deterministic` sites can be
-    set too.
+    Nested interventions on one site warn, and the outermost wins; if it is a function, it is given
+    what those inside it made of the value. `pyro.deterministic` sites can be set too.
 
     **Raises**
 
     - ``ValueError``: no site bears the name (raised when the program has run; lists the sites);
       the value does not fit the shape, has NaN, or lies outside of the support.
-    - ``TypeError``: reals for a site of integers; no such kind of action.
+    - ``TypeError``: reals for a site of integers; no such kind of action; a `soft` one around one
+      that sets a value.
 
     **References** Pearl 2009, Causality, sections 1.3.1 and 3.2; Eberhardt & Scheines 2007 (soft).
 

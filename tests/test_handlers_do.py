@@ -199,6 +199,43 @@ def test_outer_wins_and_warns():
     assert (trace.nodes["x"]["value"] > 5).all()
 
 
+SURROGATE = soft(lambda d: dist.Normal(d.loc + 1, 2 * d.scale))
+KINDS = {
+    "hard": 1.0,
+    "stochastic": dist.Normal(9.0, 0.1),
+    "function": lambda x: x - 5,
+    "soft": SURROGATE,
+}
+
+
+@pytest.mark.filterwarnings("ignore:At site 'x', 2 nested interventions")
+@pytest.mark.parametrize("outer", ["hard", "stochastic"])
+@pytest.mark.parametrize("inner", KINDS)
+def test_nothing_is_left_of_what_is_inside_a_fresh_value(inner, outer):
+    once = do(model, {"x": KINDS[outer]})
+    twice = do(do(model, {"x": KINDS[inner]}), {"x": KINDS[outer]})
+    decentred = LocScaleReparam(0.5)
+    assert_same(*(run(poutine.reparam(p, {"x": decentred})) for p in (once, twice)))
+    once, twice = run(once), run(twice)
+    assert_same(once, twice)
+    assert_close(once.log_prob_sum(), twice.log_prob_sum())
+    assert once.nodes["x"]["is_observed"] == twice.nodes["x"]["is_observed"]
+
+
+def test_support_of_an_outer_value():
+    with pytest.raises(ValueError, match="At site 'k'.*outside the support"):
+        do(do(model, {"k": 1}), {"k": -1})()
+
+
+@pytest.mark.filterwarnings("ignore:At site 'x', 2 nested interventions")
+@pytest.mark.parametrize("outer", [do, worlds])
+def test_soft_around_a_value_has_no_noise_to_share(outer):
+    with pytest.raises(TypeError, match="At site 'x', a soft intervention around one that sets"):
+        outer(do(model, {"x": 1.0}), {"x": SURROGATE})()
+    policy = outer(do(model, {"x": dist.Normal(9.0, 0.1)}), {"x": SURROGATE})()
+    assert policy.shape[-1:] == (N,)
+
+
 def test_replay_of_its_own_trace_reproduces_it():
     actions = {"x": lambda x: x + 1, "k": 3}
     trace = run(do(model, actions))
