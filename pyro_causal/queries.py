@@ -147,20 +147,8 @@ def query(
     drawn = partial(_drawn, sites, particles, guide, posterior_samples)
     verdict = judge(graph, question, model, particles, drawn, lenient=allow_unidentified)
     program = poutine.condition(model, evidence) if evidence else model
-    known = any(map(is_evidence, sites.values()))
-    rung = "association" if not action else "counterfactual" if known else "intervention"
-
     source, latents, weights = _abduct(program, sites, of, particles, guide, posterior_samples)
-    if rung == "intervention":
-        program = handlers.do(program, action)
-    actions = [action] if rung == "counterfactual" else []
-    draw = partial(draw_worlds, program, actions, sites, [of], guide=guide, latents=latents)
-    settled = not open_sites(sites) and all(map(_is_fixed, action.values()))
-    values, reached = draw(replace(particles, number=1) if settled else particles)
-    conventions = _conventions(reached, sites, action)
-    if settled and conventions:  # not the noise of discrete sites
-        values, _ = draw(particles)
-    draws = values[of][:, -1]
+    rung, draws, exact, conventions = _predict(program, question, particles, guide, latents)
     result = QueryResult(
         of=of,
         rung=rung,
@@ -168,7 +156,7 @@ def query(
         given=evidence,
         draws=draws,
         weights=_weights(weights, draws, sites[of]),
-        source="exact" if len(draws) == 1 and settled else source,
+        source="exact" if exact else source,
         conventions=conventions,
         seed=torch.initial_seed(),
         versions=_versions(),
@@ -250,6 +238,35 @@ def _abduct(
     if open_sites(sites):
         return "from the program", None, None
     return "of the noise, given the evidence", None, None
+
+
+def _predict(
+    program: Model,
+    question: Question,
+    particles: Particles,
+    guide: Model | None,
+    latents: Values | None,
+) -> tuple[str, Tensor, bool, dict[str, str]]:
+    """The rung, the draws there, whether they are one exact value, and what conventions they use.
+
+    If nothing is left open, one draw is enough, unless the noise of discrete sites is drawn.
+    """
+    action, sites = question.do, question.sites
+    known = any(map(is_evidence, sites.values()))
+    rung = "association" if not action else "counterfactual" if known else "intervention"
+    if rung == "intervention":
+        program = handlers.do(program, action)
+    actions = [action] if rung == "counterfactual" else []
+    draw = partial(
+        draw_worlds, program, actions, sites, [question.of], guide=guide, latents=latents
+    )
+    settled = not open_sites(sites) and all(map(_is_fixed, action.values()))
+    values, reached = draw(replace(particles, number=1) if settled else particles)
+    conventions = _conventions(reached, sites, action)
+    if settled and conventions:
+        values, _ = draw(particles)
+    draws = values[question.of][:, -1]
+    return rung, draws, settled and len(draws) == 1, conventions
 
 
 def _warn_of_few(result: QueryResult) -> None:
