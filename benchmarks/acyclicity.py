@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timing
 import torch
 from torch import Tensor
 
@@ -42,13 +42,11 @@ CONSTRAINTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def seconds(constraint: Callable[[Tensor], Tensor], matrix: Tensor) -> float:
-    """Processor time of a value and gradient."""
-    start = time.process_time()
+def differentiate(constraint: Callable[[Tensor], Tensor], matrix: Tensor) -> None:
+    """A value and its gradient, `CALLS` times."""
     for _ in range(CALLS):
         matrix.grad = None
         constraint(matrix).backward()
-    return (time.process_time() - start) / CALLS
 
 
 def main(args: argparse.Namespace) -> Results:
@@ -58,18 +56,12 @@ def main(args: argparse.Namespace) -> Results:
     for nodes in args.nodes:
         matrix = torch.rand(nodes, nodes, dtype=torch.float64).fill_diagonal_(0.0)
         matrix.requires_grad_()
-        times: dict[str, list[float]] = {name: [] for name in CONSTRAINTS}
-        for _ in range(args.rounds + 1):
-            for name, constraint in CONSTRAINTS.items():
-                times[name].append(seconds(constraint, matrix))
-        medians = {name: statistics.median(found[1:]) for name, found in times.items()}
+        variants = {name: partial(differentiate, h, matrix) for name, h in CONSTRAINTS.items()}
+        medians = timing.medians(variants, args.rounds)
         for name, median in medians.items():
-            results["microseconds"][f"{name}, {nodes} nodes"] = 1e6 * median
+            results["microseconds"][f"{name}, {nodes} nodes"] = 1e6 * median / CALLS
             results[f"ratios to {USUAL}"][f"{name}, {nodes} nodes"] = median / medians[USUAL]
-    for title, table in results.items():
-        print(f"\n{title}")
-        for name, value in table.items():
-            print(f"  {name:32} {value:10.2f}")
+    timing.show(results)
     if args.out:
         args.out.write_text(json.dumps(results, indent=1) + "\n")
     return results

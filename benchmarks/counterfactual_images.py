@@ -20,15 +20,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyro
+import timing
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
@@ -90,26 +89,14 @@ def questions(scm: Any, data: Mapping[str, Tensor]) -> dict[str, Callable[[], ob
     }
 
 
-def medians(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of the processor for each variant; a first round warms up."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        for name, run in variants.items():
-            start = time.process_time()
-            run()
-            if number:
-                times[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def measure(batch: int, units: int, preset: str, rounds: int) -> Results:
     """Time everything."""
     script = example()
     data = rows(max(batch, units))
     scm = script.MorphoMNIST().build("full", script.PRESETS[preset], data)
-    training = medians(steps(scm, {n: v[:batch] for n, v in data.items()}), rounds)
+    training = timing.medians(steps(scm, {n: v[:batch] for n, v in data.items()}), rounds)
     scm.eval()
-    asking = medians(questions(scm, {n: v[:units] for n, v in data.items()}), rounds)
+    asking = timing.medians(questions(scm, {n: v[:units] for n, v in data.items()}), rounds)
     one = training["1 particle"]
     return {
         "seconds of a step": training,
@@ -124,10 +111,7 @@ def main(args: argparse.Namespace) -> Results:
     pyro.set_rng_seed(0)
     print(f"batch {args.batch}, 1 thread, medians of {args.rounds} rounds")
     results = measure(args.batch, args.units, args.preset, args.rounds)
-    for title, table in results.items():
-        print(f"\n{title}")
-        for name, value in table.items():
-            print(f"  {name:<40}{value:10.3f}")
+    timing.show(results)
     print(f"\ntarget of 4 particles to one: at most {TARGET}")
     if args.out:
         args.out.write_text(json.dumps(vars(args) | {"out": str(args.out)} | results) + "\n")

@@ -27,15 +27,15 @@ import gc
 import importlib.util
 import json
 import platform
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import timing
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -153,13 +153,11 @@ WAYS: dict[str, Callable[[Program], object]] = {"values": run_values, "density":
 
 def medians(programs: Mapping[str, Program], rounds: int) -> dict[str, dict[str, float]]:
     """Median milliseconds of each program, run in each way."""
-    times: dict[tuple[str, str], list[float]] = {(n, way): [] for n in programs for way in WAYS}
-    for _ in range(WARM_UP + rounds):
-        for (name, way), column in times.items():
-            start = time.process_time()
-            WAYS[way](programs[name])
-            column.append(1e3 * (time.process_time() - start))
-    return {n: {w: statistics.median(times[n, w][WARM_UP:]) for w in WAYS} for n in programs}
+    runs = {
+        (n, w): partial(run, program) for n, program in programs.items() for w, run in WAYS.items()
+    }
+    times = timing.medians(runs, rounds, warm_up=WARM_UP)
+    return {n: {w: 1e3 * times[n, w] for w in WAYS} for n in programs}
 
 
 def megabytes(program: Program) -> float:

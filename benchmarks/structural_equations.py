@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timing
 import torch
 import torch.nn.functional as F
 from pyro.distributions import Normal
@@ -53,7 +53,7 @@ def loop(equations: NonlinearSEM, x: Tensor, adjacency: Tensor) -> Tensor:
 
 
 def variants(nodes: int, regimes: int) -> dict[str, Density]:
-    """What is timed, with parameters away from their start."""
+    """The densities, with parameters away from their start."""
     nonlinear = NonlinearSEM(nodes, regimes=regimes)
     families = {
         "linear": LinearSEM(nodes, regimes=regimes),
@@ -68,11 +68,9 @@ def variants(nodes: int, regimes: int) -> dict[str, Density]:
     return found
 
 
-def seconds(density: Density, x: Tensor, logits: Tensor) -> float:
-    """Processor time of a step."""
-    start = time.process_time()
+def step(density: Density, x: Tensor, logits: Tensor) -> None:
+    """What is timed of each."""
     density(x, sample_adjacency(logits)).sum().backward()
-    return time.process_time() - start
 
 
 def main(args: argparse.Namespace) -> Results:
@@ -82,20 +80,14 @@ def main(args: argparse.Namespace) -> Results:
     for nodes in args.nodes:
         for regimes in args.regimes:
             x, logits = torch.randn(args.rows, nodes), torch.zeros(nodes, nodes, requires_grad=True)
-            found = variants(nodes, regimes)
-            times: dict[str, list[float]] = {name: [] for name in found}
-            for _ in range(args.rounds + 1):
-                for name, density in found.items():
-                    times[name].append(seconds(density, x, logits))
-            medians = {name: statistics.median(taken[1:]) for name, taken in times.items()}
+            densities = variants(nodes, regimes)
+            steps = {name: partial(step, density, x, logits) for name, density in densities.items()}
+            medians = timing.medians(steps, args.rounds)
             for name, median in medians.items():
                 label = f"{name}, {nodes} nodes, {regimes} regimes"
                 results["seconds"][label] = median
                 results[f"ratios to {LOOP}"][label] = median / medians[LOOP]
-    for title, table in results.items():
-        print(f"\n{title}")
-        for name, value in table.items():
-            print(f"  {name:42} {value:8.3f}")
+    timing.show(results)
     if args.out:
         args.out.write_text(json.dumps(results, indent=1) + "\n")
     return results

@@ -1,8 +1,10 @@
 """Isolation between tests, the development data, and the machine's limits."""
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pyro
 import pytest
@@ -35,6 +37,18 @@ def isolate() -> Iterator[None]:
     yield
     pyro.clear_param_store()
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(scope="session")
+def load_benchmark() -> Callable[[str], ModuleType]:
+    """Import a script of the benchmarks by name, with its neighbours in reach as when it is run."""
+
+    def load(name: str) -> ModuleType:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+            return importlib.import_module(name)
+
+    return load
 
 
 @pytest.fixture

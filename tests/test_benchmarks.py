@@ -6,7 +6,6 @@ No test looks at a time.
 import importlib.util
 import json
 import math
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -17,12 +16,8 @@ SITES, ROWS = 12, 40
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "handlers.py"
-    spec = importlib.util.spec_from_file_location("benchmark_handlers", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def bench(load_benchmark) -> ModuleType:
+    return load_benchmark("handlers")
 
 
 @pytest.fixture
@@ -100,6 +95,20 @@ def test_chirho_answers_the_same_questions(bench, data, plain):
         theirs = bench.subsets(SITES, ROWS, data, count)
         bench.check(bench.one_by_one(plain, count), theirs, count)
         assert theirs()[f"x{SITES - 1}"].numel() == 2**count * ROWS
+
+
+def test_medians_of_rounds_after_the_first(load_benchmark, monkeypatch):
+    timing, now, order = load_benchmark("timing"), [0.0], []
+    taken = {"slow": iter([100.0, 3.0, 1.0, 9.0]), "quick": iter([50.0, 2.0, 2.0, 0.5])}
+
+    def run(name):
+        order.append(name)
+        now[0] += next(taken[name])
+
+    monkeypatch.setattr(timing.time, "process_time", lambda: now[0])
+    runs = {name: lambda name=name: run(name) for name in taken}
+    assert timing.medians(runs, 3) == {"slow": 3.0, "quick": 2.0}
+    assert order == ["slow", "quick"] * 4
 
 
 def test_memory_is_linear_in_the_worlds(bench, plain):

@@ -1,20 +1,14 @@
 """The benchmark of constraints at toy size: its numbers are all there. No test looks at a time."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 
 @pytest.fixture(scope="module")
-def bench():
-    path = Path(__file__).parents[1] / "benchmarks" / "acyclicity.py"
-    spec = importlib.util.spec_from_file_location("benchmark_acyclicity", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def bench(load_benchmark):
+    return load_benchmark("acyclicity")
 
 
 def test_the_usual_form_is_the_same_function(bench):

@@ -1,19 +1,14 @@
 """The benchmark of deep models at toy size: its numbers are all there. No test looks at a time."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("matplotlib")
 
 
-def test_every_number_is_there(tmp_path):
-    path = Path(__file__).parents[1] / "benchmarks" / "counterfactual_images.py"
-    spec = importlib.util.spec_from_file_location("benchmark_images", path)
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+def test_every_number_is_there(load_benchmark, tmp_path):
+    bench = load_benchmark("counterfactual_images")
     flags = ["--batch", "8", "--units", "2", "--preset", "smoke", "--rounds", "1"]
     results = bench.main(bench.parse([*flags, "--out", str(tmp_path / "bench.json")]))
     assert results["steps to one particle"]["1 particle"] == 1.0

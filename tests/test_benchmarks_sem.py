@@ -1,8 +1,6 @@
 """The benchmark of structural equations at toy size: it compares the same function."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +9,8 @@ from pyro_causal.mechanisms import NonlinearSEM
 
 
 @pytest.fixture(scope="module")
-def bench():
-    path = Path(__file__).parents[1] / "benchmarks" / "structural_equations.py"
-    spec = importlib.util.spec_from_file_location("benchmark_structural_equations", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def bench(load_benchmark):
+    return load_benchmark("structural_equations")
 
 
 def test_the_loop_is_the_same_function(bench):
