@@ -58,6 +58,7 @@ autodoc_type_aliases = {
     "Names": "Names",
     "Network": "Network",
     "Samples": "Samples",
+    "Score": "Score",
     "Values": "Values",
     "Variables": "Variables",
 }
@@ -69,7 +70,7 @@ nitpick_ignore_regex = [
         "py:.*",
         r"(arviz|collections|datetime|matplotlib|networkx|numpy|nx|os|pathlib|pyro|torch|typing|xarray|"
         r"zuko)\..*|Axes|Figure|PathLike|Tensor|Action|Edges|Key|Member|Model|Names|Network|Quantity|Regime|"
-        r"Samples|Values|Variables",
+        r"Samples|Score|Values|Variables",
     ),
     ("py:.*", r"pyro_causal\.(.*\.)?(_.*|F|Levels)"),
 ]

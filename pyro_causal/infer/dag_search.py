@@ -17,15 +17,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_causal.infer._local_scores import EdgeRules, LocalScores, Parents, Score, edge_rules
-from pyro_causal.infer.acyclicity import _reached, is_dag
+from pyro_causal.infer._climber import Climber
+from pyro_causal.infer._local_scores import EdgeRules, LocalScores, Score, edge_rules
+from pyro_causal.infer.acyclicity import is_dag
 from pyro_causal.infer.priors import BernoulliGraph
 
 __all__ = ["FoundGraph", "Score", "climb_dag", "exact_dag"]
 
 MAX_NODES = 15  # of the exact search: 2^15 calls of the score
-TENURE = 5  # moves for which the last change of an edge stands
-KICKS = 4  # random moves before a restart
+KICKS = 12  # random moves before a restart; with 4, deep local optima hold the climb
 
 
 class FoundGraph(NamedTuple):
@@ -156,7 +156,7 @@ def climb_dag(
     max_parents: int | None = None,
     start: Tensor | None = None,
     patience: int = 10,
-    restarts: int = 5,
+    restarts: int = 20,
 ) -> FoundGraph:
     """A good graph, by the best addition, deletion or reversal of an edge, again and again.
 
@@ -193,7 +193,7 @@ def climb_dag(
         )
     rules = edge_rules("climb_dag", nodes, prior, max_parents)
     graph = rules.required if start is None else _checked_start(start, rules)
-    climber = _Climber(LocalScores(score, rules.odds, "climb_dag"), rules, graph)
+    climber = Climber(LocalScores(score, rules.odds, "climb_dag"), rules, graph)
     best, total = climber.climb(patience)
     for _ in range(restarts):
         climber.move_to(best)
@@ -221,81 +221,3 @@ def _checked_start(start: Tensor, rules: EdgeRules) -> Tensor:
         f"climb_dag: expected a start {list(rules.required.shape)} that is acyclic and that the "
         f"prior and max_parents allow, got {fact}. Change it, or leave it out."
     )
-
-
-class _Climber:
-    """A graph [d, d], the local scores of its nodes, and what a change of each edge would gain."""
-
-    def __init__(self, scores: LocalScores, rules: EdgeRules, graph: Tensor) -> None:
-        self.scores = scores
-        self.rules = rules
-        self.graph = graph
-        self.local = scores([(_parents(graph, j), j) for j in range(len(graph))])
-        self.change = torch.full(graph.shape, torch.nan, dtype=torch.float64)  # nan: not asked yet
-
-    def move_to(self, graph: Tensor) -> None:
-        nodes = (graph != self.graph).any(0).nonzero()[:, 0]
-        self.local[nodes] = self.scores([(_parents(graph, j), j) for j in nodes.tolist()])
-        self.change[:, nodes] = torch.nan
-        self.graph = graph
-
-    def moves(self) -> Tensor:
-        """Which edges i -> j may be added, deleted, reversed: [3, d, d]."""
-        graph, rules = self.graph, self.rules
-        reached = _reached(graph)
-        room = graph.sum(0) < rules.max_parents
-        added = ~graph & ~rules.forbidden & ~reached.mT & room
-        deleted = graph & ~rules.required
-        detour = graph.float() @ reached.float() > 0
-        turned = deleted & ~rules.forbidden.mT & ~detour & room[:, None]
-        return torch.stack([added, deleted, turned])
-
-    def gains(self, moves: Tensor) -> Tensor:
-        """What moves gain, -inf where they are not allowed: [3, d, d]."""
-        added, deleted, turned = moves
-        unknown = ((added | deleted | turned.mT) & self.change.isnan()).nonzero()
-        now = [{*_parents(self.graph, j)} for j in range(len(self.graph))]
-        families = [(tuple(sorted(now[j] ^ {i})), j) for i, j in unknown.tolist()]
-        i, j = unknown.unbind(1)
-        self.change[i, j] = self.scores(families) - self.local[j]
-        change = self.change
-        return torch.stack([change, change, change + change.mT]).masked_fill(~moves, -torch.inf)
-
-    def climb(self, patience: int) -> tuple[Tensor, float]:
-        """The best graph on a walk, and its score."""
-        best, total = self.graph, self.local.sum().item()
-        free = torch.zeros(self.graph.shape, dtype=torch.long)  # the step from which edges may move
-        idle = 0
-        for step in itertools.count():
-            gains = self.gains(self.moves())
-            better = self.local.sum() + gains > total
-            gains = gains.masked_fill((free > step) & ~better, -torch.inf)
-            if idle == patience or gains.max() == -torch.inf:
-                break
-            i, j = self.make(int(gains.argmax()))
-            free[i, j] = free[j, i] = step + 1 + TENURE
-            idle += 1
-            if (now := self.local.sum().item()) > total:
-                best, total, idle = self.graph, now, 0
-        return best, total
-
-    def move_at_random(self) -> None:
-        """Add, delete or reverse an edge, each kind as likely as the others."""
-        moves = self.moves().double()
-        weights = moves / moves.sum((1, 2), keepdim=True).clamp(min=1)
-        if weights.any():
-            self.make(int(torch.multinomial(weights.flatten(), 1)))
-
-    def make(self, move: int) -> tuple[int, int]:
-        """Make a move, counted through [3, d, d], and give the edge it was about."""
-        d = len(self.graph)
-        kind, i, j = move // d**2, move // d % d, move % d
-        graph = self.graph.clone()
-        graph[i, j] = kind == 0
-        graph[j, i] = kind == 2
-        self.move_to(graph)
-        return i, j
-
-
-def _parents(graph: Tensor, node: int) -> Parents:
-    return tuple(graph[:, node].nonzero()[:, 0].tolist())
