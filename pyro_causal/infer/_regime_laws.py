@@ -1,0 +1,90 @@
+"""How well the laws of each regime explain each row, given a graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_causal.infer._regressions import (
+    FLOOR,
+    OWN,
+    Moments,
+    RandomFeatures,
+    choose_targets,
+    gaussian,
+    parameter_price,
+    ridge,
+)
+
+
+class RegimeLaws:
+    """The laws of all nodes given a graph, refitted to any responsibilities.
+
+    **Arguments**: ``x``, ``features``, ``imperfect``, ``target`` and ``targets`` as for
+    :class:`~pyro_causal.infer._node_scores.NodeScores`; ``adjacency`` ``[d, d]``.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        adjacency: Tensor,
+        *,
+        features: RandomFeatures,
+        imperfect: bool,
+        target: float,
+        targets: Tensor | None = None,
+    ) -> None:
+        self.x, self.imperfect, self.known = x, imperfect, targets
+        self.target = target * len(x)
+        self.penalty = parameter_price(len(x))
+        self.parents = [column.nonzero().flatten().tolist() for column in adjacency.mT]
+        self.features = [features(parents) for parents in self.parents]
+
+    def log_likelihood(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-density of each row in each regime ``[N, K]``, and targets ``[K, d]``."""
+        labels = q.argmax(1)
+        order = labels.argsort(stable=True)
+        sizes = torch.bincount(labels, minlength=q.shape[1]).tolist()
+        total, targets = torch.zeros_like(q), []
+        for node in range(len(self.parents)):
+            own, price = self._own(node, q)
+            a, y = self.features[node], self.x[:, node]
+            if self.known is None:
+                gain = own[torch.arange(len(own)), labels]
+                gains = torch.zeros_like(price).index_add(0, labels, gain) - price
+                moments = Moments.of(a[order], y[order, None], sizes)
+                chosen = choose_targets(moments, gains[None]).targets[0]
+            else:
+                chosen = self.known[:, node]
+            base = _regress(a, y, q[:, ~chosen].sum(1))
+            total += torch.where(chosen, own, base.unsqueeze(-1))
+            targets.append(chosen)
+        return total, torch.stack(targets, 1)
+
+    def _own(self, node: int, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-densities ``[N, K]`` under laws of each regime's own, and their prices ``[K]``."""
+        y, counts = self.x[:, node, None], q.sum(0).clamp(min=1e-6)
+        means = (q * y).sum(0) / counts
+        squares = (y - means).square()
+        own = gaussian(squares, ((q * squares).sum(0) / counts).clamp(min=FLOOR))
+        price = torch.full_like(counts, 2 * self.penalty + self.target)
+        parents, every = self.parents[node], self.features[node]
+        size = min(1 + len(parents) + OWN, every.shape[1])
+        if not (self.imperfect and parents):
+            return own, price
+        for k in (counts >= 2 * size).nonzero().flatten().tolist():
+            density = _regress(every[:, :size], y[:, 0], q[:, k], strength=1e-4)
+            more = self.penalty * (size - 1)
+            if (q[:, k] * (density - own[:, k])).sum() > more:
+                own[:, k] = density
+                price[k] += more
+        return own, price
+
+
+def _regress(features: Tensor, y: Tensor, weights: Tensor, **options: float) -> Tensor:
+    """The log-density of each row under a weighted regression, ``[N]``."""
+    weighted = (features * weights.unsqueeze(-1)).mT
+    coefficients = ridge(weighted @ features, weighted @ y.unsqueeze(-1), **options)
+    squares = (y - (features @ coefficients).squeeze(-1)).square()
+    variance = ((weights * squares).sum() / weights.sum()).clamp(min=FLOOR)
+    return gaussian(squares, variance)

@@ -1,0 +1,218 @@
+"""Regressions of many nodes in many regimes at once, from moments of shared features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOOR = 1e-8  # of variances, where variables have variance one
+RIDGE = 1e-6  # of each feature's second moment
+OWN = 20  # random features of a regression in one regime, which has fewer rows
+
+
+class RandomFeatures:
+    r"""A constant, some of the variables, and rectified sums of them in random directions.
+
+    .. math:: \phi_P(x) = \bigl(1, x_P, \max(0, (v_m^\top x_P - c_m) / s_m)\bigr)
+
+    Regressions on them are linear without any units, and else of any shape. The directions are
+    drawn once, so that sets of variables that share some share what is drawn, too; kinks are at
+    values of rows.
+
+    **Arguments**: ``x``, rows of all variables ``[N, d]``; ``units``, of them.
+    """
+
+    def __init__(self, x: Tensor, *, units: int) -> None:
+        self.x, self.units = x, units
+        self.directions = torch.randn(x.shape[1], units, dtype=x.dtype, device=x.device)
+        self.kinks = torch.randint(len(x), (units,), device=x.device)
+
+    def __call__(self, parents: Sequence[int]) -> Tensor:
+        """The features of a set of variables, ``[N, 1 + len(parents) + units]``; without, a 1."""
+        x = torch.cat([self.x.new_ones(len(self.x), 1), self.x[:, list(parents)]], 1)
+        if not parents or not self.units:
+            return x
+        directions = self.directions[list(parents)]
+        sums = x[:, 1:] @ (directions / directions.norm(dim=0))
+        kinks = sums[self.kinks, torch.arange(self.units)]
+        return torch.cat([x, ((sums - kinks) / sums.std(0)).clamp(min=0)], 1)
+
+
+class Moments(NamedTuple):
+    """What least squares needs of the rows of each regime.
+
+    **Shapes**: ``counts [K]``, ``gram [K, m, m]`` of the features, ``cross [K, m, J]`` of features
+    and responses, ``square [K, J]`` of responses.
+    """
+
+    counts: Tensor
+    gram: Tensor
+    cross: Tensor
+    square: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, responses: Tensor, sizes: Sequence[int]) -> Moments:
+        """Those of rows which are sorted by regime, of which there are so many each."""
+        a, y = features.split(list(sizes)), responses.split(list(sizes))
+        return cls(
+            torch.tensor(sizes, dtype=features.dtype, device=features.device),
+            torch.stack([part.mT @ part for part in a]),
+            torch.stack([part.mT @ rows for part, rows in zip(a, y, strict=True)]),
+            torch.stack([rows.square().sum(0) for rows in y]),
+        )
+
+    def responses(self, index: Sequence[int] | Tensor) -> Moments:
+        """Those of some of the responses."""
+        return Moments(self.counts, self.gram, self.cross[..., index], self.square[..., index])
+
+    def features(self, number: int) -> Moments:
+        """Those of the first so many features."""
+        gram = self.gram[:, :number, :number]
+        return Moments(self.counts, gram, self.cross[:, :number], self.square)
+
+
+class Shared(NamedTuple):
+    """Regressions of J responses, each on the rows of the regimes which are not its targets.
+
+    **Shapes**: ``targets [J, K]``, ``weights [J, m]``, ``variance [J]``, ``base [J, K]`` the
+    log-likelihood of the rows of each regime, and ``total [J]`` that of all rows, where those of
+    targets have a law of their own.
+    """
+
+    targets: Tensor
+    weights: Tensor
+    variance: Tensor
+    base: Tensor
+    total: Tensor
+
+    def at(self, index: Tensor) -> Shared:
+        """Those of some of the responses."""
+        return Shared(*(part[index] for part in self))
+
+    def put(self, index: Tensor, other: Shared) -> None:
+        """Take over others at an index, in place."""
+        for mine, new in zip(self, other, strict=True):
+            mine[index] = new
+
+
+def fit_shared(moments: Moments, own: Tensor, targets: Tensor) -> Shared:
+    """Fit what all regimes but the targets share.
+
+    **Shapes**: ``own [J, K]`` the log-likelihood of each regime's rows under its own law,
+    ``targets [J, K]``, booleans.
+    """
+    counts, gram, cross, square = moments
+    use = (~targets).to(gram)
+    weights = ridge(
+        (use @ gram.flatten(1)).unflatten(1, gram.shape[1:]),
+        torch.einsum("jk,kmj->jm", use, cross).unsqueeze(-1),
+    ).squeeze(-1)
+    fitted = torch.einsum("kmn,jn,jm->jk", gram, weights, weights)
+    squares = square.mT - 2 * torch.einsum("kmj,jm->jk", cross, weights) + fitted
+    variance = ((squares * use).sum(1) / (use @ counts)).clamp(min=FLOOR)
+    base = gaussian(squares, variance.unsqueeze(-1), counts)
+    return Shared(targets, weights, variance, base, torch.where(targets, own, base).sum(1))
+
+
+def fit_own(moments: Moments, *, price: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit a regression in each regime by itself, where it has the rows for it.
+
+    Returns weights ``[K, m, J]``, variances ``[K, J]`` and the log-likelihood ``[J, K]``, less the
+    price of each parameter; minus infinity with fewer than two rows for each.
+    """
+    counts, gram, cross, square = moments
+    size = gram.shape[-1]
+    weights = ridge(gram, cross, strength=1e-4)
+    fitted = torch.einsum("kmj,kmn,knj->kj", weights, gram, weights)
+    squares = square - 2 * (cross * weights).sum(1) + fitted
+    variance = (squares / counts.clamp(min=1).unsqueeze(-1)).clamp(min=FLOOR)
+    total = gaussian(squares, variance, counts.unsqueeze(-1)) - price * (size + 1)
+    return weights, variance, total.masked_fill((counts < 2 * size).unsqueeze(-1), -torch.inf).mT
+
+
+def choose_targets(moments: Moments, own: Tensor) -> Shared:
+    """Choose, for each response, the regimes with a law of their own: those that gain by it.
+
+    Regimes change sides one at a time, the one that gains most first, as long as the total gains;
+    all at once, regimes that drag the shared regression off would push out others. The better of
+    two starts counts: no targets, and all regimes which the law of one of them does not explain.
+    The rest keeps at least two rows for each feature.
+
+    **Shapes**: ``own [J, K]``, the log-likelihood of each regime's rows under its own law, less the
+    price of a target.
+    """
+    none = _exchange(moments, own, torch.zeros_like(own, dtype=torch.bool))
+    some = _exchange(moments, own, _unlike_one(moments, own))
+    none.put(index := some.total > none.total, some.at(index))
+    return none
+
+
+def _exchange(moments: Moments, own: Tensor, targets: Tensor) -> Shared:
+    """Change sides one at a time."""
+    shared = fit_shared(moments, own, targets)
+    empty = moments.counts == 0
+    barred = torch.zeros_like(own, dtype=torch.bool) | empty
+    least, live = 2 * moments.gram.shape[-1], torch.arange(len(own), device=own.device)
+    while True:
+        targets = shared.targets[live]
+        gains = torch.where(targets, -1, 1) * (own - shared.base)[live]
+        rest = (~targets).to(own) @ moments.counts
+        few = ~targets & (rest.unsqueeze(-1) - moments.counts < least)
+        gain, regime = gains.masked_fill(few | barred[live], -torch.inf).max(1)
+        live, regime = live[gain > 0], regime[gain > 0]
+        if not len(live):
+            return shared
+        trial = shared.targets[live]
+        trial[torch.arange(len(live)), regime] ^= True
+        new = fit_shared(moments.responses(live), own[live], trial)
+        better = new.total > shared.total[live] + 1e-6
+        barred[live[~better], regime[~better]] = True
+        index = live[better]
+        shared.put(index, new.at(better))
+        barred[index] = empty
+        barred[index, regime[better]] = True  # not straight back
+
+
+def _unlike_one(moments: Moments, own: Tensor) -> Tensor:
+    """The regimes which the regression of one of them explains less well than their own laws.
+
+    Of all that have the rows for a regression the best is taken, for each response; targets
+    ``[J, K]``.
+    """
+    counts, gram, cross, square = moments
+    usable = counts >= 2 * gram.shape[-1]
+    if not usable.any():
+        return torch.zeros_like(own, dtype=torch.bool)
+    weights, variances, _ = fit_own(Moments(*(part[usable] for part in moments)), price=0.0)
+    products = (gram.flatten(0, 1) @ weights.movedim(1, 0).flatten(1)).unflatten(
+        1, weights[:, 0].shape
+    )  # [K * m, one, J]
+    fitted = (products.unflatten(0, gram.shape[:2]) * weights.movedim(0, 1)).sum(1)
+    squares = square.unsqueeze(1) - 2 * torch.einsum("kmj,omj->koj", cross, weights) + fitted
+    base = gaussian(squares, variances, counts[:, None, None])  # [K, one, J]
+    gains = own.mT.unsqueeze(1) - base
+    one = gains.clamp(min=0).add(base).sum(0).argmax(0)  # [J]
+    targets = gains.gt(0)[:, one, torch.arange(len(one))].mT
+    few = (~targets).to(own) @ counts < 2 * gram.shape[-1]
+    return targets & ~few.unsqueeze(-1) & (counts > 0)
+
+
+def ridge(gram: Tensor, cross: Tensor, *, strength: float = RIDGE) -> Tensor:
+    """Solve least squares, ``[*, m, m]`` and ``[*, m, J]``, a little shrunk towards zero."""
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    factor = torch.linalg.cholesky(gram + torch.diag_embed(strength * diagonal + 1e-9))
+    return torch.cholesky_solve(cross, factor)
+
+
+def parameter_price(rows: int) -> float:
+    """What a parameter costs in nats, by BIC."""
+    return 0.5 * math.log(rows)
+
+
+def gaussian(squares: Tensor, variance: Tensor, counts: Tensor | float = 1.0) -> Tensor:
+    """The log-density of Gaussian residuals, from the sums of the squares of so many of them."""
+    return -0.5 * (counts * (2 * math.pi * variance).log() + squares / variance)

@@ -1,0 +1,122 @@
+"""Regressions in many regimes, and the choice of those with laws of their own."""
+
+import itertools
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from pyro_causal.infer._regressions import (
+    Moments,
+    RandomFeatures,
+    choose_targets,
+    fit_own,
+    fit_shared,
+)
+
+SIZES = [300, 200, 250, 150]
+
+
+def mixture(*, shifted=(2,), noise=0.3):
+    """Features and two responses in four regimes, some of which shift and blur the first one."""
+    a = torch.cat([torch.ones(900, 1), torch.randn(900, 2)], 1).double()
+    y = a @ torch.tensor([[0.5, -1.0], [1.0, 0.0], [-0.7, 2.0]]).double()
+    y = y + noise * torch.randn(900, 2).double()
+    parts = list(y.split(SIZES))
+    for k in shifted:
+        parts[k] = parts[k] + torch.stack([4 + torch.randn(SIZES[k]), torch.zeros(SIZES[k])], 1)
+    return a, torch.cat(parts)
+
+
+def alone(y):
+    moments = Moments.of(y.new_ones(len(y), 1), y, SIZES)
+    return fit_own(moments, price=3.0)[2]
+
+
+def test_features_without_units_are_the_variables():
+    x = torch.randn(50, 4)
+    features = RandomFeatures(x, units=0)
+    assert torch.equal(features([1, 3]), torch.cat([torch.ones(50, 1), x[:, [1, 3]]], 1))
+    assert torch.equal(features([]), torch.ones(50, 1))
+
+
+def test_features_fit_a_function_of_any_shape():
+    x = torch.randn(2000, 3).double()
+    y = (x[:, 0].abs() - (2 * x[:, 1]).sin()).unsqueeze(-1)
+    features = RandomFeatures(x, units=100)
+    assert features([0, 1]).shape == (2000, 103)
+    residual = y - features([0, 1]) @ torch.linalg.lstsq(features([0, 1]), y).solution
+    straight = y - features([0, 1])[:, :3] @ torch.linalg.lstsq(features([0, 1])[:, :3], y).solution
+    assert residual.square().mean() < 0.02 * straight.square().mean()
+
+
+def test_features_keep_their_scale_for_one_variable_or_many():
+    features = RandomFeatures(torch.randn(3000, 6), units=200)
+    for parents in ([0], [0, 1, 2, 3, 4, 5]):
+        assert features(parents)[:, 1 + len(parents) :].max() < 12
+        assert features(parents).isfinite().all()
+
+
+def test_shared_regression_is_least_squares_on_the_other_regimes():
+    a, y = mixture()
+    targets = torch.tensor([[False, False, True, False], [False, False, False, False]])
+    own = alone(y)
+    found = fit_shared(Moments.of(a, y, SIZES), own, targets)
+    regime = torch.arange(4).repeat_interleave(torch.tensor(SIZES))
+    for j in range(2):
+        rows = ~targets[j, regime]
+        solution = torch.linalg.lstsq(a[rows], y[rows, j, None]).solution[:, 0]
+        torch.testing.assert_close(found.weights[j], solution, atol=1e-5, rtol=1e-5)
+        residual = y[:, j] - a @ solution
+        scale = residual[rows].square().mean().sqrt()
+        density = Normal(0.0, scale).log_prob(residual)
+        expected = torch.zeros(4).double().index_add(0, regime, density)
+        torch.testing.assert_close(found.base[j], expected, rtol=1e-4, atol=1e-2)
+        total = torch.where(targets[j], own[j], expected).sum()
+        torch.testing.assert_close(found.total[j], total, rtol=1e-4, atol=1e-2)
+
+
+def test_targets_are_the_regimes_that_differ():
+    torch.manual_seed(0)
+    a, y = mixture(shifted=(1, 2))
+    found = choose_targets(Moments.of(a, y, SIZES), alone(y))
+    assert found.targets.tolist() == [[False, True, True, False], [False] * 4]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_change_of_one_regime_gains(seed):
+    torch.manual_seed(seed)
+    shifted = [k for k in range(4) if torch.rand(()) < 0.5]
+    a, y = mixture(shifted=shifted, noise=2.0)  # so that little tells regimes apart
+    moments, own = Moments.of(a, y, SIZES), alone(y)
+    found = choose_targets(moments, own)
+    for k in range(4):
+        other = found.targets.clone()
+        other[:, k] ^= True
+        other[other.all(1)] = found.targets[other.all(1)]
+        assert (fit_shared(moments, own, other).total <= found.total + 1e-5).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_targets_are_the_best_of_all_sets(seed):
+    torch.manual_seed(seed)
+    shifted = [k for k in range(3) if torch.rand(()) < 0.5]
+    a, y = mixture(shifted=shifted)
+    moments, own = Moments.of(a, y, SIZES), alone(y)
+    sets = [torch.tensor(s) for s in itertools.product([False, True], repeat=4) if not all(s)]
+    best = torch.stack([fit_shared(moments, own, s.expand(2, 4)).total for s in sets]).amax(0)
+    torch.testing.assert_close(choose_targets(moments, own).total, best)
+
+
+def test_empty_regimes_are_no_targets():
+    a, y = mixture()
+    moments = Moments.of(a, y, [300, 200, 400, 0])
+    own = fit_own(Moments.of(y.new_ones(900, 1), y, [300, 200, 400, 0]), price=3.0)[2]
+    assert not choose_targets(moments, own).targets[:, 3].any()
+
+
+def test_regressions_of_one_regime_need_rows():
+    a, y = mixture()
+    _, _, totals = fit_own(Moments.of(a[:305], y[:305], [300, 5]), price=0.0)
+    assert totals[:, 0].isfinite().all()
+    assert (totals[:, 1] == -torch.inf).all()

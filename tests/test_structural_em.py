@@ -1,0 +1,243 @@
+"""Scores of parents, laws of regimes, and structure found from a mixture of interventions."""
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from pyro_causal.datasets import draw_interventional_scm, sample_interventional_table
+from pyro_causal.infer._gaussian_start import fit_gaussians, responsibilities
+from pyro_causal.infer._node_scores import NodeScores
+from pyro_causal.infer._regime_laws import RegimeLaws
+from pyro_causal.infer._regressions import RandomFeatures
+from pyro_causal.infer.priors import graph_prior
+from pyro_causal.infer.structural_em import structural_em
+from pyro_causal.metrics import adjusted_rand_index, hamming_distance
+
+
+def chain(size=4000, *, bend=False, imperfect=False):
+    """x0 -> x1 -> x2 in three regimes: nothing done, x0 set, x1 set (or its weight changed)."""
+    z = torch.arange(size) % 3
+    x0 = torch.where(z == 1, 5 + 0.2 * torch.randn(size), torch.randn(size))
+    cause = x0.abs() if bend else x0
+    x1 = 0.9 * cause + 0.4 * torch.randn(size)
+    other = -2.0 * x0 + torch.randn(size) if imperfect else -6 + 0.2 * torch.randn(size)
+    x1 = torch.where(z == 2, other, x1)
+    x2 = (x1.sin() if bend else -0.8 * x1) + 0.4 * torch.randn(size)
+    x = torch.stack([x0, x1, x2], 1).double()
+    return x, z
+
+
+CHAIN = torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 0]])
+TARGETS = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0]])
+
+
+def scores_of(x, z, *, units=0, **options):
+    x = (x - x.mean(0)) / x.std(0)
+    settings = {"imperfect": False, "edge": 0.003, "target": 0.0} | options
+    features = RandomFeatures(x, units=units)
+    held = torch.arange(len(x)) % 5 == 0
+    return NodeScores(x, z, regimes=3, features=features, held=held, **settings)
+
+
+# ---- scores -----------------------------------------------------------------------------------
+
+
+def test_scores_are_of_held_out_rows():
+    x, z = chain()
+    scores = scores_of(x, z, edge=0.0)
+    held, rest = scores.held, scores.x
+    fit_z, held_z = z[scores.fit_rows], z[scores.held_rows]
+    assert {*scores.fit_rows.tolist()} | {*scores.held_rows.tolist()} == {*range(len(x))}
+    assert len(held) == len(x) // 5
+    use = fit_z != 1  # x0 has a law of its own in regime 1
+    base = Normal(rest[use, 0].mean(), rest[use, 0].std(correction=0))
+    own = Normal(rest[~use, 0].mean(), rest[~use, 0].std(correction=0))
+    value = held[:, 0]
+    density = torch.where(held_z == 1, own.log_prob(value), base.log_prob(value))
+    expected = density.clamp(min=-50).sum() * len(x) / len(held)
+    torch.testing.assert_close(scores((), (0,))[0], expected, rtol=1e-4, atol=0.1)
+
+
+def test_scores_know_a_parent_from_a_bystander():
+    x, z = chain()
+    scores = scores_of(x, z)
+    none, parent, both = (scores(p, (1,)).item() for p in ((), (0,), (0, 2)))
+    assert parent > none + 1000
+    assert both > none
+    assert scores((1,), (2,)) > scores((0, 1), (2,)) > scores((0,), (2,))
+
+
+def test_an_edge_and_a_target_have_their_prices():
+    x, z = chain()
+    free, dear = scores_of(x, z, edge=0.0), scores_of(x, z, edge=0.1, target=0.2)
+    difference = (free((0,), (1,)) - dear((0,), (1,))).item()
+    assert difference == pytest.approx((0.1 + 0.2) * len(x), rel=1e-6)
+
+
+def test_targets_of_a_graph():
+    x, z = chain()
+    scores = scores_of(x, z)
+    assert torch.equal(scores.targets(CHAIN).long(), TARGETS)
+
+
+def test_known_targets_are_kept():
+    x, z = chain()
+    known = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]]).bool()
+    scores = scores_of(x, z, targets=known)
+    assert torch.equal(scores.targets(CHAIN), known)
+    assert scores((0,), (1,)) > scores_of(x, z, targets=~known)((0,), (1,))
+
+
+def test_an_imperfect_law_of_its_own_is_chosen_where_it_predicts():
+    x, z = chain(imperfect=True)
+    perfect, imperfect = scores_of(x, z), scores_of(x, z, imperfect=True)
+    assert torch.equal(imperfect.targets(CHAIN).long(), TARGETS)
+    assert imperfect((0,), (1,)) > perfect((0,), (1,)) + 500
+    torch.testing.assert_close(imperfect((), (1,)), perfect((), (1,)), rtol=0.05, atol=0.0)
+
+
+# ---- laws -------------------------------------------------------------------------------------
+
+
+def test_laws_explain_rows_as_the_truth_does():
+    x, z = chain(9000)
+    laws = RegimeLaws(x, CHAIN, features=RandomFeatures(x, units=0), imperfect=False, target=0.0)
+    density, targets = laws.log_likelihood(torch.nn.functional.one_hot(z, 3).double())
+    assert torch.equal(targets.long(), TARGETS)
+    last = Normal(-0.8 * x[:, 1], 0.4).log_prob(x[:, 2])
+    free = Normal(0.0, 1.0).log_prob(x[:, 0]), Normal(0.9 * x[:, 0], 0.4).log_prob(x[:, 1])
+    done = Normal(5.0, 0.2).log_prob(x[:, 0]), Normal(-6.0, 0.2).log_prob(x[:, 1])
+    truth = (
+        torch.stack([free[0] + free[1], done[0] + free[1], free[0] + done[1]], 1) + last[:, None]
+    )
+    own = torch.arange(9000), z
+    torch.testing.assert_close(density[own].mean(), truth[own].mean(), rtol=0.0, atol=0.01)
+    assert (density.argmax(1) == truth.argmax(1)).double().mean() > 0.999
+
+
+def test_laws_of_imperfect_interventions():
+    x, z = chain(9000, imperfect=True)
+    q = torch.nn.functional.one_hot(z, 3).double()
+    laws = RegimeLaws(x, CHAIN, features=RandomFeatures(x, units=0), imperfect=True, target=0.0)
+    density, _ = laws.log_likelihood(q)
+    truth = Normal(-2.0 * x[:, 0], 1.0).log_prob(x[:, 1])
+    rest = Normal(0.0, 1.0).log_prob(x[:, 0]) + Normal(-0.8 * x[:, 1], 0.4).log_prob(x[:, 2])
+    rows = z == 2
+    torch.testing.assert_close(
+        density[rows, 2].mean(), (truth + rest)[rows].mean(), rtol=0.0, atol=0.02
+    )
+
+
+# ---- the start --------------------------------------------------------------------------------
+
+
+def test_gaussians_recover_clusters():
+    z = torch.arange(1500) % 3
+    x = torch.randn(1500, 2).double() * torch.tensor([1.0, 0.1]) + 8 * torch.eye(3)[z, :2]
+    q = fit_gaussians(x, torch.ones(1500, 3, dtype=torch.bool), starts=3)
+    assert adjusted_rand_index(q.argmax(1), z) > 0.99
+
+
+def test_known_labels_are_kept():
+    x, z = chain()
+    allowed = torch.ones(len(x), 5, dtype=torch.bool)
+    allowed[:300] = torch.nn.functional.one_hot(z[:300], 5).bool()
+    q = fit_gaussians(x, allowed, starts=1)
+    assert torch.equal(q[:300].argmax(1), z[:300])
+    assert q[300:].max(1).values.min() < 1
+
+
+def test_larger_components_come_first_in_the_prior():
+    q, evidence = responsibilities(
+        torch.zeros(4, 3).double(),
+        torch.tensor([1.0, 50.0, 10.0]).double(),
+        torch.ones(4, 3).bool(),
+    )
+    assert q[0, 1] > q[0, 2] > q[0, 0]
+    torch.testing.assert_close(q.sum(1), torch.ones(4).double())
+    assert evidence.shape == (4,)
+
+
+# ---- the whole --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_graph_regimes_and_targets_of_linear_equations(seed):
+    torch.manual_seed(seed)
+    scm = draw_interventional_scm(5, density="linear", edges_per_node=1.0, dtype=torch.float64)
+    table = sample_interventional_table(scm, 3000)
+    found = structural_em(table["x"], truncation=8)
+    assert hamming_distance(found.adjacency, table["adjacency"]) <= 1
+    assert adjusted_rand_index(found.responsibilities.argmax(1), table["z"]) > 0.8
+    assert found.targets.shape == (found.responsibilities.shape[1], 5)
+
+
+def test_curves_need_units():
+    x, _ = chain(bend=True)
+    found = structural_em(x, truncation=4, units=60, edge=0.01)
+    assert torch.equal(found.adjacency, CHAIN)
+    straight = structural_em(x, truncation=4)
+    assert found.score > straight.score
+
+
+def test_imperfect_interventions():
+    x, _ = chain(imperfect=True)
+    assert torch.equal(structural_em(x, truncation=4, imperfect=True).adjacency, CHAIN)
+
+
+def test_labels_and_targets_may_be_known():
+    x, z = chain()
+    found = structural_em(x, labels=z, targets=TARGETS)
+    assert torch.equal(found.adjacency, CHAIN)
+    assert torch.equal(found.targets.long(), TARGETS)
+    assert torch.equal(found.responsibilities.argmax(1), z)
+
+
+def test_some_labels_name_the_components():
+    x, z = chain()
+    labels = torch.where(torch.rand(len(z)) < 0.2, z, -1)
+    found = structural_em(x, labels=labels, truncation=6)
+    known = labels >= 0
+    assert torch.equal(found.responsibilities.argmax(1)[known], z[known])
+    assert torch.equal(found.adjacency, CHAIN)
+
+
+def test_one_regime_alone():
+    x, _ = chain()
+    found = structural_em(x[::3], labels=torch.zeros(len(x[::3]), dtype=torch.long))
+    assert found.responsibilities.shape[1] == 1
+    assert not found.targets.any()
+    skeleton = found.adjacency + found.adjacency.mT
+    assert torch.equal(skeleton, CHAIN + CHAIN.mT)
+
+
+def test_prior_and_parents_are_heeded():
+    x, _ = chain()
+    prior = graph_prior(3, forbidden=[(0, 1)], required=[(0, 2)])
+    found = structural_em(x, truncation=4, prior=prior, max_parents=1)
+    assert found.adjacency[0, 2] == 1
+    assert found.adjacency[0, 1] == 0
+    assert found.adjacency.sum(0).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.randn(3, 3)}, r"rows \[N, d\] with N > d, got shape \(3, 3\)"),
+        ({"x": torch.randn(20)}, r"got shape \(20,\)"),
+        ({"x": torch.full((9, 2), torch.nan)}, r"NaN, infinity or one value only in .* \[0, 1\]"),
+        ({"x": torch.eye(9)[:, :3] * 0}, r"columns \[0, 1, 2\]"),
+        ({"labels": torch.zeros(4).long()}, r"labels \[30\] of integers, got .* shape \(4,\)"),
+        ({"labels": torch.zeros(30)}, "of integers, got torch.float32"),
+        ({"labels": torch.full((30,), -2)}, "labels from -1, unknown, got -2"),
+        ({"targets": torch.zeros(2, 4)}, r"targets \[K, 3\], got shape \(2, 4\)"),
+        (
+            {"labels": torch.arange(30), "targets": torch.zeros(2, 3)},
+            "labels below 2, .* got 29",
+        ),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    arguments = {"x": torch.randn(30, 3)} | change
+    with pytest.raises(ValueError, match=message):
+        structural_em(arguments.pop("x"), **arguments)
