@@ -6,6 +6,9 @@ from collections import Counter
 import pytest
 import torch
 
+from pyro_causal.infer import dag_search
+from pyro_causal.infer._climber import Climber
+from pyro_causal.infer._local_scores import LocalScores, edge_rules
 from pyro_causal.infer.acyclicity import is_dag
 from pyro_causal.infer.dag_search import climb_dag, exact_dag
 from pyro_causal.infer.priors import BernoulliGraph, graph_prior
@@ -246,6 +249,36 @@ def test_climb_from_a_start_is_no_worse():
     best = exact_dag(score, 6)
     again = climb_dag(score, 6, start=best.adjacency, restarts=0)
     assert torch.equal(again.adjacency, best.adjacency)
+
+
+def test_patience_begins_anew_with_each_better_graph():
+    def score(parents, nodes):
+        return torch.tensor([1.0 * sum(i < j for i in parents) for j in nodes])
+
+    found = climb_dag(score, 4, restarts=0, patience=1)
+    assert torch.equal(found.adjacency, torch.ones(4, 4).triu(1).long())
+
+
+def test_restarts_are_from_the_best_graph(monkeypatch):
+    score, begun = RandomScore(6, 0), []
+    monkeypatch.setattr(Climber, "move_at_random", lambda climber: begun.append(climber.graph))
+    best = climb_dag(score, 6, restarts=2).adjacency
+    assert len(begun) == 2 * dag_search.KICKS
+    assert all(torch.equal(graph, best.bool()) for graph in begun)
+
+
+def test_random_moves_are_of_each_kind_alike():
+    rules = edge_rules("test", 4, None, None)
+    graph = torch.zeros(4, 4, dtype=torch.bool)
+    graph[0, 1] = True
+    climber = Climber(LocalScores(RandomScore(4, 0), rules.odds, "test"), rules, graph)
+    kinds = Counter()
+    for _ in range(600):
+        climber.move_to(graph)
+        climber.move_at_random()
+        kinds[int(climber.graph.sum()) + int(climber.graph[1, 0]) * 10] += 1
+    assert {*kinds} == {2, 0, 11}  # added, deleted, reversed
+    assert all(150 < count < 250 for count in kinds.values())
 
 
 def test_restarts_follow_the_seed_and_never_lose():
