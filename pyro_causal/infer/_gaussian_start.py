@@ -8,6 +8,8 @@ from torch.distributions import MultivariateNormal
 
 from pyro_causal.infer.priors import StickBreaking
 
+__all__ = ["fit_gaussians", "responsibilities"]
+
 FLOOR = 1e-3  # added to variances, where variables have variance one
 STEPS = 60
 

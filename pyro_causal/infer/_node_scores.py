@@ -19,6 +19,8 @@ from pyro_causal.infer._regressions import (
     parameter_price,
 )
 
+__all__ = ["NodeScores"]
+
 WORST = -50.0  # the log-density of a row at least, so that single rows decide nothing
 
 

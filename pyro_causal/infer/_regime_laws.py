@@ -16,6 +16,8 @@ from pyro_causal.infer._regressions import (
     ridge,
 )
 
+__all__ = ["RegimeLaws"]
+
 
 class RegimeLaws:
     """The laws of all nodes given a graph, refitted to any responsibilities.

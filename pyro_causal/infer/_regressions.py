@@ -9,6 +9,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+__all__ = [
+    "FLOOR",
+    "OWN",
+    "Moments",
+    "RandomFeatures",
+    "Shared",
+    "choose_targets",
+    "fit_own",
+    "fit_shared",
+    "gaussian",
+    "parameter_price",
+    "ridge",
+]
+
 FLOOR = 1e-8  # of variances, where variables have variance one
 RIDGE = 1e-6  # of each feature's second moment
 OWN = 20  # random features of a regression in one regime, which has fewer rows
