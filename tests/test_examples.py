@@ -333,14 +333,18 @@ def test_only_the_image_is_trained_on_them(monkeypatch, tmp_path):
     )
     script.train(experiment, scm, rows, preset, tmp_path)
     for name, (_, options) in seen.items():
-        if name == "image":
+        of_the_image = name in ("parents", "image")
+        if of_the_image:
             assert isinstance(options["data"], script.SpreadOut)
         else:
             assert torch.equal(options["data"]["data"]["v"], rows["train"]["v"])
         if name != "scalars":
             assert torch.equal(options["validation"]["data"]["v"], rows["validation"]["v"])
-        assert options.get("hide", ()) == (experiment.scalars if name == "image" else ())
-    assert [*seen] == ["scalars", "image", "completion"]
+        assert options.get("hide", ()) == (experiment.scalars if of_the_image else ())
+    assert [*seen] == ["scalars", "parents", "image", "completion"]
+    assert seen["parents"][1]["loss"].beta > 10 * seen["image"][1]["loss"].beta
+    lasts = seen["parents"][1]["epochs"] + seen["image"][1]["epochs"]
+    assert lasts == round(experiment.longer * preset.epochs)
     scalars = seen["scalars"][0]
     assert all(scalars.mechanisms[n] is scm.mechanisms[n] for n in experiment.scalars)
 

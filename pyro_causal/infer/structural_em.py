@@ -106,16 +106,16 @@ def structural_em(
 
     **Example**::
 
-        >>> x = torch.randn(2000, 2)
-        >>> x[:, 1] += x[:, 0]  # x0 -> x1
-        >>> x[:300, 0] = 6 + 0.1 * torch.randn(300)  # an intervention on the effect's cause ...
-        >>> x[:300, 1] = x[:300, 0] + torch.randn(300)  # ... which the effect follows
-        >>> found = structural_em(x, truncation=4)
+        >>> dose = torch.cat([torch.randn(3000), 5 + 0.2 * torch.randn(900), torch.randn(900)])
+        >>> response = dose + 0.5 * torch.randn(4800)
+        >>> response[3900:] = -4 + 0.2 * torch.randn(900)  # set, as the dose was in rows before
+        >>> found = structural_em(torch.stack([response, dose], 1), truncation=6)
         >>> found.adjacency
-        tensor([[0, 1],
-                [0, 0]])
+        tensor([[0, 0],
+                [1, 0]])
     """
     _check(x, labels, targets)
+    dtype, x = x.dtype, x.double()  # moments of rows that are nearly on a line need the digits
     x = (x - x.mean(0)) / x.std(0)
     if targets is not None:
         truncation, targets = len(targets), targets.bool()
@@ -146,7 +146,7 @@ def structural_em(
         )
         q, allowed = _settle(laws, q, allowed, steps=steps, fixed=targets is not None)
     assert found is not None
-    return FoundStructure(found.adjacency, q, chosen, found.score)
+    return FoundStructure(found.adjacency, q.to(dtype), chosen, found.score)
 
 
 def _settle(
