@@ -202,6 +202,35 @@ def test_some_labels_name_the_components():
     assert torch.equal(found.adjacency, CHAIN)
 
 
+def test_components_keep_their_numbers():
+    x, z = chain()
+    labels = torch.where(z == 2, 4, z)  # 2 and 3 have no rows, and 5 in the second has few
+    found = structural_em(x, labels=labels)
+    assert torch.equal(found.responsibilities.argmax(1), labels)
+    labels[:9] = 5
+    assert torch.equal(structural_em(x, labels=labels).responsibilities.argmax(1), labels)
+    more = torch.cat([TARGETS, torch.eye(3).long()])
+    found = structural_em(x, labels=z, targets=more)
+    assert torch.equal(found.targets.long(), more)
+    assert torch.equal(found.adjacency, CHAIN)
+
+
+def test_a_node_may_be_a_target_everywhere():
+    x, z = chain()
+    found = structural_em(x, labels=z, targets=TARGETS | torch.tensor([0, 0, 1]))
+    assert not found.adjacency[:, 2].any()  # its parents never act, and an edge has its price
+    assert found.adjacency[0, 1] == 1
+    assert found.responsibilities.isfinite().all()
+
+
+@pytest.mark.gpu
+def test_the_device_is_followed():
+    x, z = chain()
+    found = structural_em(x.cuda(), labels=z.cuda(), units=20, imperfect=True)
+    assert found.adjacency.is_cuda
+    assert torch.equal(found.adjacency.cpu(), structural_em(x, labels=z).adjacency)
+
+
 def test_one_regime_alone():
     x, _ = chain()
     found = structural_em(x[::3], labels=torch.zeros(len(x[::3]), dtype=torch.long))

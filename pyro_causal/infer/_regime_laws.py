@@ -52,7 +52,7 @@ class RegimeLaws:
             own, price = self._own(node, q)
             a, y = self.features[node], self.x[:, node]
             if self.known is None:
-                gain = own[torch.arange(len(own)), labels]
+                gain = own.gather(1, labels.unsqueeze(1)).squeeze(1)
                 gains = torch.zeros_like(price).index_add(0, labels, gain) - price
                 moments = Moments.of(a[order], y[order, None], sizes)
                 chosen = choose_targets(moments, gains[None]).targets[0]
@@ -88,5 +88,5 @@ def _regress(features: Tensor, y: Tensor, weights: Tensor, **options: float) -> 
     weighted = (features * weights.unsqueeze(-1)).mT
     coefficients = ridge(weighted @ features, weighted @ y.unsqueeze(-1), **options)
     squares = (y - (features @ coefficients).squeeze(-1)).square()
-    variance = ((weights * squares).sum() / weights.sum()).clamp(min=FLOOR)
+    variance = ((weights * squares).sum() / weights.sum().clamp(min=1)).clamp(min=FLOOR)
     return gaussian(squares, variance)

@@ -52,7 +52,7 @@ class RandomFeatures:
             return x
         directions = self.directions[list(parents)]
         sums = x[:, 1:] @ (directions / directions.norm(dim=0))
-        kinks = sums[self.kinks, torch.arange(self.units)]
+        kinks = sums.gather(0, self.kinks.unsqueeze(0))
         return torch.cat([x, ((sums - kinks) / sums.std(0)).clamp(min=0)], 1)
 
 
@@ -127,7 +127,7 @@ def fit_shared(moments: Moments, own: Tensor, targets: Tensor) -> Shared:
     ).squeeze(-1)
     fitted = torch.einsum("kmn,jn,jm->jk", gram, weights, weights)
     squares = square.mT - 2 * torch.einsum("kmj,jm->jk", cross, weights) + fitted
-    variance = ((squares * use).sum(1) / (use @ counts)).clamp(min=FLOOR)
+    variance = ((squares * use).sum(1) / (use @ counts).clamp(min=1)).clamp(min=FLOOR)
     base = gaussian(squares, variance.unsqueeze(-1), counts)
     return Shared(targets, weights, variance, base, torch.where(targets, own, base).sum(1))
 
@@ -181,7 +181,7 @@ def _exchange(moments: Moments, own: Tensor, targets: Tensor) -> Shared:
         if not len(live):
             return shared
         trial = shared.targets[live]
-        trial[torch.arange(len(live)), regime] ^= True
+        trial[torch.arange(len(live), device=live.device), regime] ^= True
         new = fit_shared(moments.responses(live), own[live], trial)
         better = new.total > shared.total[live] + 1e-6
         barred[live[~better], regime[~better]] = True
@@ -210,7 +210,7 @@ def _unlike_one(moments: Moments, own: Tensor) -> Tensor:
     base = gaussian(squares, variances, counts[:, None, None])  # [K, one, J]
     gains = own.mT.unsqueeze(1) - base
     one = gains.clamp(min=0).add(base).sum(0).argmax(0)  # [J]
-    targets = gains.gt(0)[:, one, torch.arange(len(one))].mT
+    targets = gains.gt(0).gather(1, one.expand(len(counts), 1, -1)).squeeze(1).mT
     few = (~targets).to(own) @ counts < 2 * gram.shape[-1]
     return targets & ~few.unsqueeze(-1) & (counts > 0)
 

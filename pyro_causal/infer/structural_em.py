@@ -97,7 +97,7 @@ def structural_em(
     **Raises**: ``ValueError`` for NaN or infinity, variables that do not vary, fewer rows than
     variables, labels out of range, targets of another shape.
 
-    **References**: *Learning Bayesian network structure from incomplete data: structural EM*,
+    **References**: *The Bayesian structural EM algorithm*,
     https://arxiv.org/abs/1301.7373, there for missing values of any kind; *Permutation-based causal
     inference algorithms with interventions*, https://arxiv.org/abs/1705.10220 (one law in all
     regimes but targets, regimes known); *Random features for large-scale kernel machines*
@@ -119,10 +119,13 @@ def structural_em(
     x = (x - x.mean(0)) / x.std(0)
     if targets is not None:
         truncation, targets = len(targets), targets.bool()
+    elif labels is not None and (labels >= 0).all():
+        truncation = 1
     allowed = _allowed(x, labels, truncation)
     few, many = (RandomFeatures(x, units=n) for n in (units, 2 * units))
-    held = torch.rand(len(x), device=x.device) < HELD
+    held = torch.randperm(len(x), device=x.device) < max(1, HELD * len(x))
     q = fit_gaussians(x, allowed, starts=starts)
+    named = labels is not None or targets is not None  # so that components keep their numbers
     found = last = None
     for _ in range(rounds):
         scores = NodeScores(
@@ -144,7 +147,7 @@ def structural_em(
         laws = RegimeLaws(
             x, last, features=many, imperfect=imperfect, target=target, targets=targets
         )
-        q, allowed = _settle(laws, q, allowed, steps=steps, fixed=targets is not None)
+        q, allowed = _settle(laws, q, allowed, steps=steps, fixed=named)
     assert found is not None
     return FoundStructure(found.adjacency, q.to(dtype), chosen, found.score)
 
@@ -210,11 +213,9 @@ def _check(x: Tensor, labels: Tensor | None, targets: Tensor | None) -> None:
 
 
 def _allowed(x: Tensor, labels: Tensor | None, truncation: int) -> Tensor:
-    """The components which each row may have, ``[N, K]``."""
+    """The components which each row may have, ``[N, K]`` with K at least the truncation."""
     if labels is None:
         return torch.ones(len(x), truncation, dtype=torch.bool, device=x.device)
     known = labels >= 0
-    number = int(labels.max()) + 1
-    number = max(number, truncation) if not known.all() else number
-    components = torch.arange(number, device=x.device)
+    components = torch.arange(max(int(labels.max()) + 1, truncation), device=x.device)
     return (labels.unsqueeze(-1) == components) | ~known.unsqueeze(-1)
