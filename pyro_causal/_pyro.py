@@ -5,6 +5,7 @@ No other module imports zuko or uses a private name of either library.
 
 from __future__ import annotations
 
+import warnings
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -302,4 +303,6 @@ def register(module: PyroModule, name: str) -> None:
             if stored.get(full_name, param) is not param:
                 del store[full_name]
         store.set_state({"params": own, "constraints": dict.fromkeys(own, constraints.real)})
-    getattr(module, name)  # reading an attribute is a `pyro.module` statement
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* because requires_grad=False")  # frozen on purpose
+        getattr(module, name)  # reading an attribute is a `pyro.module` statement

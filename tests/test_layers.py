@@ -32,19 +32,19 @@ LAYERS: dict[int, tuple[str, ...]] = {
         " < mechanisms.gaussian mechanisms.flows mechanisms.discrete"
         " mechanisms.low_level mechanisms.geometry mechanisms.hierarchical < mechanisms.networks"
         " < mechanisms.neural < mechanisms.sem mechanisms._sigmoidal"
-        " < mechanisms.sem_neural mechanisms.sem_program < mechanisms",
-        "infer.acyclicity infer._sticks infer._terms infer._factors < infer.priors infer._branches"
-        " < infer._local_scores < infer._climber < infer.dag_search"
+        " < mechanisms.sem_neural mechanisms.sem_program mechanisms.sem_mixture < mechanisms",
+        "infer.acyclicity infer._sticks infer._terms < infer.priors infer._branches"
+        " < infer._factors < infer._local_scores < infer._climber < infer.dag_search"
         " < infer._regressions infer._gaussian_start < infer._node_scores infer._regime_laws"
         " < infer.structural_em"
         " < infer._mixture_elbo < infer._mixture_guide < infer.guides < infer.elbo"
-        " < infer.adversarial < infer.checkpoint < infer._program < infer._batches < infer._steps"
-        " < infer._faults < infer._signals < infer._loop < infer.training < infer",
+        " < infer.adversarial < infer.checkpoint < infer._saving < infer._program < infer._batches"
+        " < infer._steps < infer._faults < infer._signals < infer._loop < infer.training < infer",
     ),
     3: (
         "_particles < _evidence < _predictive < _result < effects < _provenance < _statements"
         " < program < _identified < queries < datasets._* < datasets.[!_]* < datasets",
-        "program < methods.* < methods",
+        "program < methods._* < methods.[!_]* < methods",
     ),
     4: ("export < _graph_picture < plots",),
 }

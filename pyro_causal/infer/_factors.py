@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 
-__all__ = ["BinaryFactor", "RealFactor", "factor_of"]
+from pyro_causal.infer.priors import BernoulliGraph
+
+__all__ = ["BinaryFactor", "GraphFactor", "RealFactor", "factor_of"]
 
 
 class RealFactor(nn.Module):
@@ -83,12 +85,47 @@ class BinaryFactor(nn.Module):
         return _StraightThrough(logits=self.logits).to_event(self.event_dim)
 
 
+class GraphFactor(nn.Module):
+    """A graph with independent edges, whose draws have the gradient of those of `BinaryFactor`.
+
+    **Arguments**: the ``prior``, whose certain edges it shares; probabilities of all others start
+    at 1/2.
+
+    **Example**::
+
+        >>> GraphFactor(BernoulliGraph(torch.full((3, 3), 0.1)))().probs[0]
+        tensor([0.0000, 0.5000, 0.5000], grad_fn=<SelectBackward0>)
+    """
+
+    prior: Tensor
+
+    def __init__(self, prior: BernoulliGraph) -> None:
+        super().__init__()
+        self.register_buffer("prior", prior.logits.detach().clone())
+        self.logits = nn.Parameter(torch.zeros_like(self.prior))
+
+    def forward(self) -> dist.TorchDistribution:
+        """The distribution."""
+        free = BernoulliGraph(logits=self.logits)
+        return _Edges(logits=BernoulliGraph(logits=self.prior).constrained(free).logits)
+
+
 class _StraightThrough(dist.Bernoulli):
     has_rsample = True
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        probs = self.probs.expand(self._extended_shape(sample_shape))
-        return torch.bernoulli(probs.detach()) + (probs - probs.detach())
+        return _draw(self.probs.expand(self._extended_shape(sample_shape)))
+
+
+class _Edges(BernoulliGraph):
+    has_rsample = True
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return _draw(self.probs.expand(*sample_shape, *self.probs.shape))
+
+
+def _draw(probs: Tensor) -> Tensor:
+    return torch.bernoulli(probs.detach()) + (probs - probs.detach())
 
 
 def factor_of(name: str, site: Any, *, scale: float) -> nn.Module:
@@ -97,6 +134,8 @@ def factor_of(name: str, site: Any, *, scale: float) -> nn.Module:
     **Raises**: ``ValueError`` for a site that is neither real nor binary.
     """
     fn, value = site["fn"], site["value"]
+    if isinstance(fn, BernoulliGraph):
+        return GraphFactor(fn)
     base = _base(fn.support)
     if base is constraints.boolean:
         return BinaryFactor(value, event_dim=fn.event_dim)

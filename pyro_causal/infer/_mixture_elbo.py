@@ -65,6 +65,10 @@ class DPMixtureELBO(ELBO, nn.Module):
       1 it blurs the responsibilities; scales that are learned widen, too, and components that have
       merged so do not part again. A loss that is only evaluated (``loss.loss(...)``) is the
       bound itself, at temperature 1.
+    - ``label_weight``: :math:`\kappa` from 0 to 1, what the label of a row counts for in training.
+      A row with the label :math:`c` has the term :math:`\log \sum_k e^{\ell_{nk}} + \kappa \log
+      r_{nc}`, which is that of an unknown one at 0, and the joint one of row and label at 1.
+      Probabilities as labels always count in full.
     - ``per_row``: divide by the number of all rows, so that learning rates suit any number.
     - others as ``Trace_ELBO``. With ``vectorize_particles`` the model has to broadcast: draw what
       components have as one event, say ``Normal(0, 1).expand([K]).to_event(1)`` and not in a plate,
@@ -106,13 +110,20 @@ class DPMixtureELBO(ELBO, nn.Module):
         weights: str = "weights",
         assignment: str = "z",
         temperature: float | Callable[[int], float] = 1.0,
+        label_weight: float = 1.0,
         per_row: bool = False,
         **options: Any,
     ) -> None:
         nn.Module.__init__(self)
         ELBO.__init__(self, **options)
+        if not 0 <= label_weight <= 1:
+            raise ValueError(
+                f"DPMixtureELBO: expected a label_weight from 0 to 1, got {label_weight}. Give 1, "
+                "or less where labels may be wrong."
+            )
         self.weights, self.assignment = weights, assignment
         self.temperature, self.per_row = temperature, per_row
+        self.label_weight = label_weight
         self.register_buffer("steps", torch.tensor(0))
         self._temperature()
 
@@ -131,7 +142,8 @@ class DPMixtureELBO(ELBO, nn.Module):
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Estimate what is minimised, with its gradient."""
-        bound = self._bound(model, guide, args, kwargs, temperature=self._temperature())
+        options = {"temperature": self._temperature(), "label_weight": self.label_weight}
+        bound = self._bound(model, guide, args, kwargs, **options)
         if torch.is_grad_enabled():
             self.steps += 1
             bound.teach()
@@ -152,9 +164,7 @@ class DPMixtureELBO(ELBO, nn.Module):
         bound = self._bound(model, guide, args, kwargs)
         return bound.responsibilities.movedim(0, -1).reshape(*bound.shape, -1)
 
-    def _bound(
-        self, model: Any, guide: Any, args: Any, kwargs: Any, temperature: float = 1.0
-    ) -> _Bound:
+    def _bound(self, model: Any, guide: Any, args: Any, kwargs: Any, **options: float) -> _Bound:
         if self.max_plate_nesting == float("inf"):
             whole = Branches(self.assignment)(model)
             self._guess_max_plate_nesting(whole, guide, args, kwargs)
@@ -181,7 +191,7 @@ class DPMixtureELBO(ELBO, nn.Module):
             particles[0],
             likelihood / self.num_particles,
             others=others / self.num_particles,
-            temperature=temperature,
+            **options,
         )
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
@@ -230,9 +240,10 @@ class _Bound:
         likelihood: Tensor | float,
         *,
         others: Tensor | float,
-        temperature: float,
+        temperature: float = 1.0,
+        label_weight: float = 1.0,
     ) -> None:
-        self.particle, self.others = particle, others
+        self.particle, self.others, self.label_weight = particle, others, label_weight
         batch = particle.z["fn"].batch_shape
         self.vectorised = any(f.name == PARTICLES for f in particle.z["cond_indep_stack"])
         self.shape = batch[1:] if self.vectorised else batch
@@ -295,5 +306,9 @@ class _Bound:
             q = self.particle.aligned(labels).expand_as(logits)
             return (q * logits - torch.xlogy(q, q)).sum(0), q
         index = torch.arange(len(logits), device=labels.device).reshape(-1, *[1] * labels.dim())
-        logits = logits.masked_fill((labels >= 0) & (labels != index), -torch.inf)
-        return logits.logsumexp(0), logits.softmax(0)
+        known = logits.masked_fill((labels >= 0) & (labels != index), -torch.inf)
+        kappa = self.label_weight
+        return (
+            torch.lerp(logits.logsumexp(0), known.logsumexp(0), kappa),
+            torch.lerp(logits.softmax(0), known.softmax(0), kappa),
+        )

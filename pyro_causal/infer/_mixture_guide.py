@@ -41,7 +41,8 @@ class DPMixtureGuide(PyroModule):
     have no gradient: after each step they become the sums of responsibilities, the best choice, or
     for batches a running mean of those, scaled to all rows (a natural-gradient step). Other
     latents, regime embeddings or targets say, get independent factors on the first call:
-    :class:`RealFactor`, also by a change of variables, and :class:`BinaryFactor`.
+    :class:`RealFactor`, also by a change of variables, :class:`BinaryFactor` and
+    :class:`GraphFactor`.
 
     Rows must not have latents of their own beside the assignment, unless ``rest`` draws them.
 
@@ -176,11 +177,12 @@ class DPMixtureGuide(PyroModule):
         return self.responsibilities(*args, **kwargs).argmax(-1)
 
     @torch.no_grad()
-    def set_responsibilities(self, responsibilities: Tensor) -> Tensor:
+    def set_responsibilities(self, responsibilities: Tensor, *, sort: bool = True) -> Tensor:
         """Set the counts from initial responsibilities, and return them, larger components first.
 
         What is returned, ``[N, K]``, fits as labels: train on them first, so that the other factors
-        follow, then without. The order is the one that the prior of the weights likes best.
+        follow, then without. The order is the one that the prior of the weights likes best; without
+        ``sort``, components keep theirs.
 
         **Shapes**: ``[N, k]``, with K components or fewer; each row sums to one.
         """
@@ -192,7 +194,8 @@ class DPMixtureGuide(PyroModule):
                 f"sum to one in each row, got shape {tuple(given.shape)}. Give probabilities; of "
                 "labels, one_hot."
             )
-        given = given[:, given.sum(0).argsort(descending=True, stable=True)]
+        if sort:
+            given = given[:, given.sum(0).argsort(descending=True, stable=True)]
         given = nn.functional.pad(given, (0, K - given.shape[-1]))
         self.counts.copy_(given.sum(0))
         return given

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import networkx as nx
@@ -16,8 +15,8 @@ from pyro.util import ignore_jit_warnings
 from torch import Tensor
 
 from pyro_causal._pyro import register
-from pyro_causal._recipe import NamedModules, Recorded, build, describe, require_recipe_of
-from pyro_causal.infer import checkpoint
+from pyro_causal._recipe import NamedModules
+from pyro_causal.infer._saving import Saved
 from pyro_causal.infer.elbo import MeanFieldELBO
 from pyro_causal.infer.guides import Completion
 from pyro_causal.mechanisms import AmortisedMechanism, ConditionalCategorical, Mechanism
@@ -27,7 +26,7 @@ __all__ = ["DeepSCM"]
 Values = Mapping[str, Tensor | None]
 
 
-class DeepSCM(Recorded, PyroModule):
+class DeepSCM(Saved, PyroModule):
     r"""A deep structural causal model, with amortised abduction.
 
     .. math:: x_v = f_v(u_v; x_{\mathrm{pa}(v)}), \qquad v = 1, \ldots, V
@@ -157,43 +156,6 @@ class DeepSCM(Recorded, PyroModule):
         if self.completion is not None:
             self.completion.set_normalisation(data)
         return self
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole model, networks included, as tensors and plain values.
-
-        **Raises**: ``ValueError`` for a network whose constructor's arguments cannot be told:
-        derive it from :class:`pyro_causal.mechanisms.Recorded`; for a model with parts that have
-        been replaced since it was made.
-        """
-        recipe = describe(self)
-        with checkpoint.rng_scope():  # to make a model takes random numbers
-            require_recipe_of(self, recipe)
-        checkpoint.save(path, {"recipe": recipe, "state": self.state_dict()})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], *, classes: Iterable[type] = ()) -> DeepSCM:
-        """Read what :meth:`save` wrote, in evaluation mode, on the CPU.
-
-        **Arguments**: ``classes``, of networks that are not from torch or this package.
-
-        **Raises**: ``ValueError`` if the file cannot be read, or holds another class.
-        """
-        content = checkpoint.load(path)
-        scm = build(content.get("recipe"), classes=[cls, *classes])
-        if not isinstance(scm, cls):
-            raise ValueError(
-                f"'{path}' holds no {cls.__name__}: expected a file that its save wrote, got "
-                f"{'a ' + type(scm).__name__ if 'recipe' in content else sorted(content)}. What "
-                "fit wrote is read by fit and restore."
-            )
-        try:
-            scm.load_state_dict(content["state"], assign=True)  # in the precision that was saved
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"'{path}' holds a state that does not fit its model: {error}. Load it with the "
-                "versions that wrote it, or restore a copy."
-            ) from error
-        return scm.eval()
 
     def _sample(
         self, name: str, values: Mapping[str, Tensor], observed: Tensor | None = None

@@ -1,0 +1,122 @@
+"""What a mixture of interventions tells once it is trained: graph, targets, programs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_causal.graph import ADMG
+from pyro_causal.handlers import do
+from pyro_causal.infer._saving import Saved
+from pyro_causal.infer.acyclicity import threshold_to_dag
+from pyro_causal.infer.guides import DPMixtureGuide
+from pyro_causal.mechanisms import StructuralModel
+from pyro_causal.mechanisms.sem import StructuralEquations
+from pyro_causal.mechanisms.sem_mixture import IntervenedRows
+
+__all__ = ["FoundInterventions"]
+
+Program = Callable[..., Any]
+
+
+class FoundInterventions(Saved, PyroModule):
+    """The findings of a guide with factors `graph`, `targets`, `contexts` and perhaps `cut`."""
+
+    guide: DPMixtureGuide
+    names: tuple[str, ...]
+    truncation: int
+    intervention: str
+    known_targets: Tensor | None
+    prior_logits: Tensor
+
+    @property
+    def edge_probability(self) -> Tensor:
+        """The posterior probability of each edge i -> j, ``[d, d]``."""
+        probs: Tensor = self.guide.factor("graph").probs.detach()
+        return probs
+
+    @property
+    def adjacency(self) -> Tensor:
+        """The most probable acyclic graph, ``[d, d]`` zeros and ones."""
+        return threshold_to_dag(self.edge_probability).long()
+
+    @property
+    def targets(self) -> Tensor:
+        """The targets of each component, ``[K, d]`` booleans."""
+        if self.known_targets is not None:
+            return self.known_targets
+        found: Tensor = self.guide.factor("targets").mean.detach() > 0.5
+        return found
+
+    @property
+    def admg(self) -> ADMG:
+        """The graph found, by name."""
+        edges = [(self.names[i], self.names[j]) for i, j in self.adjacency.nonzero().tolist()]
+        return ADMG(directed=edges, nodes=self.names)
+
+    def responsibilities(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+        """The probability of each component for each row, ``[N, K]``."""
+        return self.guide.responsibilities(x, z)
+
+    @torch.no_grad()
+    def log_likelihood(self, x: Tensor) -> Tensor:
+        """The log-density of rows under the graph, targets and mechanisms found, ``[N]``.
+
+        On rows that took no part in the training it tells which of several runs is best.
+        """
+        laws = IntervenedRows(
+            self._equations,
+            self.adjacency,
+            context=self.guide.factor("contexts").mean,
+            targets=self.targets.to(x),
+            cut=(self._cut >= 0.5).to(x),
+            z=torch.zeros(len(x), dtype=torch.long, device=x.device),
+        )
+        result: Tensor = (self.guide.weights.log() + laws.by_component(x)).logsumexp(1)
+        return result
+
+    def program(self, component: int | None = None) -> Program:
+        """The fitted program of the base regime, or of a component, for `query`, `do` and `worlds`.
+
+        It samples each variable by its name, given its parents; see
+        :class:`~pyro_causal.mechanisms.sem_program.StructuralModel` for its arguments. A component
+        is an intervention on it: targets that are cut from their parents are set to draws.
+        """
+        equations = copy.deepcopy(self._equations)
+        with torch.no_grad():
+            equations.context.copy_(self.guide.factor("contexts").mean)
+        if component is None:
+            return StructuralModel(equations, self.adjacency, names=self.names)
+        own, targets = component + 1, self.targets[component]
+        cut = targets & (self._cut[component] >= 0.5)
+        regime = torch.where(targets & ~cut, own, 0).tolist()
+        model = StructuralModel(equations, self.adjacency, names=self.names, regime=regime)
+        laws = {
+            self.names[j]: equations.conditional(j, {}, regime=own)
+            for j in cut.nonzero().flatten().tolist()
+        }
+        return do(model, data=laws)
+
+    @property
+    def _equations(self) -> StructuralEquations:
+        """Without telling Pyro again, which takes a while."""
+        equations = self._modules["equations"]
+        assert isinstance(equations, StructuralEquations)
+        return equations
+
+    @property
+    def _factors(self) -> Any:
+        return self.guide.factors
+
+    @property
+    def _cut(self) -> Tensor:
+        """The probability that interventions cut parents, ``[K, d]``."""
+        if self.intervention == "stochastic":
+            return torch.ones(self.truncation, len(self.names)).to(self.prior_logits)
+        cut: Tensor = self.guide.factor("cut").mean
+        return cut
