@@ -5,8 +5,8 @@ No other module imports zuko or uses a private name of either library.
 
 from __future__ import annotations
 
-import warnings
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

@@ -139,19 +139,25 @@ class StructuralEquations(Recorded):
         return torch.cat(found, -2)
 
     def conditional(
-        self, node: int, parents: Mapping[int, Tensor], *, regime: int = 0
+        self,
+        node: int,
+        parents: Mapping[int, Tensor],
+        *,
+        regime: int = 0,
+        context: Tensor | None = None,
     ) -> TorchDistribution:
         """Give the distribution of one coordinate in one regime, given its parents by index.
 
         **Shapes**: values ``[*batch]``, which broadcast; so is the batch shape. Without parents it
-        is ``()``.
+        is ``()``. Context, in place of the module's own, ``[R, *shape]``.
         """
+        context = self.context if context is None else context
         values = torch.broadcast_tensors(*parents.values())
         x = torch.stack(values, -1) if values else self.loc.new_empty(0)
         batch, rows = x.shape[:-1], list(parents)
         x = (x.reshape(batch.numel(), len(rows)) - self.loc[rows]) / self.scale[rows]
         mask = self.off_diagonal.new_ones(len(rows), 1)
-        parameters = self._outputs(x, mask, self.context[[regime]], rows, [node])
+        parameters = self._outputs(x, mask, context[[regime]], rows, [node])
         parameters = parameters.reshape(*batch, parameters.shape[-1])
         return self._law(parameters, self.loc[node], self.scale[node])
 
