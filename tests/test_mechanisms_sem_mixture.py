@@ -106,6 +106,17 @@ def test_gradients_reach_graph_contexts_and_targets() -> None:
     assert all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients)
 
 
+@every_family
+def test_roots_for_less(family: Family) -> None:
+    equations, x = make(family), torch.randn(2, 1100, D).double()
+    none, context = torch.zeros(D, D), torch.randn_like(equations.context[:2])
+    found = equations.root_log_prob(x, context=context)
+    torch.testing.assert_close(found, equations.log_prob(x, none, context=context))
+    torch.testing.assert_close(equations.root_log_prob(x[0]), equations.log_prob(x[0], none))
+    with pytest.raises(ValueError, match=r"expected values \[\*, B, d\] with d = 4"):
+        equations.root_log_prob(x[..., :3])
+
+
 # --- shapes ---------------------------------------------------------------------------------------
 
 

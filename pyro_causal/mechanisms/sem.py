@@ -138,6 +138,18 @@ class StructuralEquations(Recorded):
         ]
         return torch.cat(found, -2)
 
+    def root_log_prob(self, x: Tensor, *, context: Tensor | None = None) -> Tensor:
+        """Give the log-density of each coordinate without its parents, ``[*, R, B, d]``.
+
+        It is that of :meth:`log_prob` under a graph without edges, for less.
+        """
+        context = self.context if context is None else context
+        empty = torch.zeros_like(self.off_diagonal)
+        self._check(x, empty, context)
+        law = self._laws(x[..., :1, :].detach(), empty, context, validate_args=False)
+        found = [law.log_prob(rows.unsqueeze(-3)) for rows in x.split(ROWS, -2)]
+        return torch.cat(found, -2)
+
     def conditional(
         self,
         node: int,

@@ -87,11 +87,7 @@ class IntervenedRows(TorchDistribution):
         Where ``cut`` is between 0 and 1, the latter are the weighted mean of both.
         """
         base = self.equations.log_prob(x, self.adjacency, context=self.context[:1]).squeeze(-3)
-        alone = self.equations(
-            x.new_zeros(1, x.shape[-1]), torch.zeros_like(self.adjacency), context=self.context[1:]
-        )
-        rows = (*alone.batch_shape[:-2], *x.shape[-2:])
-        own = alone.expand(rows).log_prob(x.unsqueeze(-3))
+        own = self.equations.root_log_prob(x, context=self.context[1:])
         if self.cut is None:
             return base, own
         kept = self.equations.log_prob(x, self.adjacency, context=self.context[1:])
