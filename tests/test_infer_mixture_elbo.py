@@ -769,6 +769,15 @@ def test_sites_that_do_not_match() -> None:
         loss.loss(positive, discrete, X)
 
 
+def test_what_is_observed_has_no_factor_in_the_closed_form() -> None:
+    guide = guide_of(unknown, expected=expected)
+    fixed = poutine.condition(unknown, {"loc": LOCS})
+    message = "At site 'loc', the model observes what the guide's closed form takes from a factor"
+    for hidden in ([], ["loc"]):
+        with pytest.raises(ValueError, match=message):
+            DPMixtureELBO(max_plate_nesting=1).loss(fixed, poutine.block(guide, hide=hidden), X)
+
+
 def test_a_site_outside_of_the_rows() -> None:
     def model(x: Tensor) -> None:
         w = pyro.sample("weights", StickBreaking.gem(ALPHA, truncation=K))

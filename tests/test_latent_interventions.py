@@ -200,6 +200,9 @@ def test_prices_are_nats_for_each_row() -> None:
     assert bound(free, x) - before == pytest.approx(0.05 * EDGES.sum().item(), rel=1e-4)
     free.edge, free.target = 0.1, 0.13
     assert bound(free, x) - before == pytest.approx(0.03 * TARGETS.sum().item(), rel=1e-4)
+    certain = make(x=x, edges=EDGES, edge=0.0)  # which cost nothing
+    before, certain.edge = bound(certain, x), 10.0
+    assert bound(certain, x) == pytest.approx(before, rel=1e-6)
 
 
 @every_density
@@ -325,6 +328,11 @@ def test_handlers_apply() -> None:
     for name in ("weights", "graph", "targets", "contexts"):
         assert torch.equal(replayed.nodes[name]["value"], trace.nodes[name]["value"])
     assert replayed.log_prob_sum().isfinite()
+    fixed = poutine.condition(method.model, {"graph": EDGES.double()})
+    with pytest.raises(
+        ValueError, match="At site 'graph', the model observes what the guide's clo"
+    ):
+        loss.loss(fixed, poutine.block(method.guide, hide=["graph"]), x)
     masked = poutine.trace(poutine.mask(method.model, mask=False)).get_trace(x)
     assert masked.log_prob_sum() == 0
     hidden = poutine.trace(poutine.block(method.model, hide=["x"])).get_trace(x)

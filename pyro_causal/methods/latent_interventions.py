@@ -276,7 +276,7 @@ class LatentInterventions(FoundInterventions):
         self.rows.fill_(len(x))
 
     def learn_structure_(self, learn: bool = True) -> None:
-        """Whether training moves graph and targets, or mechanisms and weights only."""
+        """Whether training moves graph and targets, or only mechanisms, weights and what is cut."""
         for name in ("graph", "targets"):
             if name in self._factors:
                 self._factors[name].requires_grad_(learn)
