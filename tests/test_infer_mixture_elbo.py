@@ -454,6 +454,50 @@ def test_a_latent_of_each_row_from_the_rest() -> None:
     torch.testing.assert_close(r, (logits + log_w).softmax(-1))
 
 
+@pytest.mark.parametrize("kappa", [0.0, 0.3, 1.0])
+def test_what_a_label_counts_for(kappa: float) -> None:
+    z = torch.tensor([-1, 2, -1, 0])
+    guide, other = guide_of(known, z), guide_of(known, z)
+    ell = dist.Normal(LOCS, NOISE).log_prob(X[:, None]) + guide.sticks.expected_log_weights
+    kl = torch.distributions.kl_divergence(guide.sticks, StickBreaking.gem(ALPHA, truncation=K))
+    r = ell.softmax(-1)
+    expected = ell.logsumexp(-1).sum() + kappa * (r[1, 2].log() + r[3, 0].log()) - kl
+    loss = DPMixtureELBO(label_weight=kappa)
+    assert loss.loss(known, guide, X, z) == DPMixtureELBO().loss(known, guide, X, z)  # the bound
+    value = loss.differentiable_loss(known, guide, X, z)
+    assert value.item() == pytest.approx(-expected.item())
+    r[[1, 3]] *= 1 - kappa
+    r[1, 2] += kappa
+    r[3, 0] += kappa
+    torch.testing.assert_close(guide.counts, r.sum(0))
+    given = nn.functional.one_hot(z.clamp(min=0), K).double()  # which count in full
+    value = loss.differentiable_loss(known, other, X, given)
+    assert value.item() == pytest.approx((kl - (given * ell).sum()).item())
+
+
+@pytest.mark.parametrize("kappa", [-0.1, 1.1, math.nan])
+def test_a_wrong_weight_of_labels(kappa: float) -> None:
+    with pytest.raises(ValueError, match=f"expected a label_weight from 0 to 1, got {kappa}. Give"):
+        DPMixtureELBO(label_weight=kappa)
+
+
+def test_what_the_closed_form_replaces_is_not_computed() -> None:
+    class Dear(dist.Normal):
+        def log_prob(self, value: Tensor) -> Tensor:
+            raise AssertionError
+
+    def model(x: Tensor) -> None:
+        w = pyro.sample("weights", StickBreaking.gem(ALPHA, truncation=K))
+        pyro.sample("loc", PRIOR)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Categorical(w))
+            pyro.sample("x", Dear(torch.zeros(len(x)), 1.0), obs=x)
+
+    guide = guide_of(model, expected=expected)
+    loss = DPMixtureELBO(max_plate_nesting=1)
+    assert loss.loss(model, guide, X) == loss.loss(unknown, guide, X)
+
+
 # --- temperature, amortised assignments, other guides, forms --------------------------------------
 
 
@@ -723,6 +767,15 @@ def test_sites_that_do_not_match() -> None:
         ValueError, match="At site 'noise', a draw of Poisson in the guide has no g"
     ):
         loss.loss(positive, discrete, X)
+
+
+def test_what_is_observed_has_no_factor_in_the_closed_form() -> None:
+    guide = guide_of(unknown, expected=expected)
+    fixed = poutine.condition(unknown, {"loc": LOCS})
+    message = "At site 'loc', the model observes what the guide's closed form takes from a factor"
+    for hidden in ([], ["loc"]):
+        with pytest.raises(ValueError, match=message):
+            DPMixtureELBO(max_plate_nesting=1).loss(fixed, poutine.block(guide, hide=hidden), X)
 
 
 def test_a_site_outside_of_the_rows() -> None:

@@ -17,8 +17,8 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 
 from pyro_causal.infer import DPMixtureELBO, DPMixtureGuide, fit
-from pyro_causal.infer.guides import BinaryFactor, RealFactor
-from pyro_causal.infer.priors import StickBreaking
+from pyro_causal.infer.guides import BinaryFactor, GraphFactor, RealFactor
+from pyro_causal.infer.priors import BernoulliGraph, StickBreaking, graph_prior
 
 K, ROWS, CLUSTERS = 16, 400, 5
 
@@ -310,6 +310,9 @@ def test_initial_responsibilities() -> None:
     assert torch.equal(given[:, 3:], torch.zeros(2, K - 3))
     torch.testing.assert_close(guide.counts, given.sum(0))
     assert guide.used() == 3 and guide.used(share=0.2) == 2
+    kept = guide.set_responsibilities(r, sort=False)
+    torch.testing.assert_close(kept, nn.functional.pad(r, (0, K - 3)))
+    torch.testing.assert_close(guide.counts, kept.sum(0))
     for wrong in (torch.ones(2), r[:, :2], torch.full((4, K + 1), 1 / (K + 1)), 2 * r - r.flip(-1)):
         with pytest.raises(
             ValueError, match=r"responsibilities \[N, k\] of up to 16 components whi"
@@ -361,6 +364,92 @@ def test_binary_draws_have_an_unbiased_gradient() -> None:
     exact = 2 * p[0] + 3 * p[1] - 4 * p.prod()
     (expected,) = torch.autograd.grad(exact, [factor.logits])
     torch.testing.assert_close(slope, expected, atol=0.01, rtol=0)
+
+
+def test_graph_draws_have_an_unbiased_gradient() -> None:
+    factor = GraphFactor(BernoulliGraph(torch.full((3, 3), 0.2)))
+    with torch.no_grad():
+        factor.logits.copy_(torch.tensor([[9.0, 0.3, -1.0], [0.5, 9.0, -2.0], [0.0, 1.0, 9.0]]))
+    draws = factor().rsample((20_000,))
+    assert {*draws.detach().flatten().tolist()} == {0.0, 1.0}
+    assert not draws.diagonal(dim1=1, dim2=2).any()  # no loops
+    torch.testing.assert_close(draws.mean(0), factor().probs, atol=0.02, rtol=0)
+    f = 2 * draws[:, 0, 1] - 3 * draws[:, 0, 1] * draws[:, 2, 1]
+    (slope,) = torch.autograd.grad(f.mean(), [factor.logits])
+    p = factor.logits.sigmoid()
+    exact = 2 * p[0, 1] - 3 * p[0, 1] * p[2, 1]
+    (expected,) = torch.autograd.grad(exact, [factor.logits])
+    torch.testing.assert_close(slope, expected, atol=0.01, rtol=0)
+
+
+def test_certain_edges_have_neither_noise_nor_gradient() -> None:
+    prior = graph_prior(3, probability=0.1, required=[(0, 1)], forbidden=[(1, 2)])
+    factor = GraphFactor(prior)
+    q = factor()
+    assert q.probs[0, 1] == 1 and q.probs[1, 2] == 0 and q.probs[2, 0] == 0.5
+    assert isinstance(q, BernoulliGraph) and q.has_rsample
+    wide = q.expand((5,))
+    assert wide.has_rsample and wide.rsample().shape == (5, 3, 3)
+    draw = wide.rsample((7,))
+    assert draw.shape == (7, 5, 3, 3)
+    assert (draw[..., 0, 1] == 1).all() and (draw[..., 1, 2] == 0).all()
+    kl = torch.distributions.kl_divergence(q, prior)
+    free = 0.5 * math.log(0.5 / 0.1) + 0.5 * math.log(0.5 / 0.9)
+    assert kl.item() == pytest.approx(3 * free)  # 0 -> 2, 2 -> 0, 2 -> 1
+    (slope,) = torch.autograd.grad(kl + draw.sum(), [factor.logits])
+    assert (slope != 0).int().tolist() == [[0, 0, 1], [0, 0, 0], [1, 1, 0]]
+
+
+def test_a_graph_gets_such_a_factor() -> None:
+    prior = graph_prior(3, required=[(0, 1)])
+
+    def model(x: Tensor) -> None:
+        w = pyro.sample("weights", StickBreaking.gem(1.0, truncation=3))
+        graph = pyro.sample("graph", prior)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Categorical(w))
+            pyro.sample("x", dist.Normal(3 * graph[..., 2, 0, None], 1.0), obs=x)
+
+    guide = DPMixtureGuide(model)
+    x = 3 + torch.randn(50)
+    fit(model, guide, loss=DPMixtureELBO(per_row=True), data=x, epochs=100, lr=0.1)
+    assert isinstance(guide.factors["graph"], GraphFactor)
+    assert guide.factor("graph").probs[2, 0] > 0.9 and guide.factor("graph").probs[0, 1] == 1
+
+
+def test_frozen_parts_are_frozen_on_purpose() -> None:
+    """No warning, whatever is trained beside them."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(2, K)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    x, _ = clusters(0)
+    guide = DPMixtureGuide(gaussians, network=Network())
+    guide(x)
+    for parameter in (guide.factors["loc"].loc, guide.network.net.weight):
+        parameter.requires_grad_(False)
+    pyro.clear_param_store()
+    before = copy.deepcopy(dict(guide.named_parameters()))
+    svi = SVI(gaussians, guide, pyro.optim.Adam({"lr": 0.05}), DPMixtureELBO())
+    svi.step(x)
+    assert {*pyro.get_param_store()} == {"factors$$$loc.log_scale", "network$$$net.bias"}
+    changed = {n for n, p in guide.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {"factors.loc.log_scale", "network.net.bias"}
+
+
+def test_it_can_be_set_up_without_a_draw() -> None:
+    x, _ = clusters(0)
+    guide = DPMixtureGuide(gaussians, network=nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, K)))
+    guide.set_up(x[:1])  # a network might not take one row
+    assert "loc" in guide.factors and guide.counts.shape == (K,)
+    factor = guide.factors["loc"]
+    guide(x)
+    assert guide.factors["loc"] is factor
 
 
 # --- errors ---------------------------------------------------------------------------------------

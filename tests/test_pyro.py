@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 
 import pyro
@@ -375,6 +376,28 @@ def test_frozen_parameters_stay_out_of_the_store() -> None:
     slope.layers[0].bias.requires_grad_(False)
     steps(slope.eval(), svi, 1)
     assert [*pyro.get_param_store()] == ["layers$$$0.weight"]
+
+
+def test_what_is_frozen_while_it_trains_is_frozen_on_purpose() -> None:
+    """Training mode is when Pyro would warn; other warnings pass."""
+    slope, svi = slope_and_svi()
+    steps(slope, svi, 1)
+    slope.layers[0].bias.requires_grad_(False)
+    bias, weight = (p.detach().clone() for p in (slope.layers[0].bias, slope.layers[0].weight))
+    steps(slope.train(), svi, 2)
+    assert torch.equal(slope.layers[0].bias, bias)
+    assert not torch.equal(slope.layers[0].weight, weight)
+    slope.layers[0].bias.requires_grad_(True)
+    steps(slope, svi, 1)
+    assert not torch.equal(slope.layers[0].bias, bias)
+
+    class Warns(PyroModule):
+        @property
+        def layers(self) -> None:
+            warnings.warn("something else", UserWarning, stacklevel=2)
+
+    with pytest.warns(UserWarning, match="something else"):
+        register(Warns(), "layers")
 
 
 def test_modules_may_keep_their_parameters_to_themselves() -> None:

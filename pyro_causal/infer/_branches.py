@@ -129,6 +129,8 @@ class Particle:
         closed form of the former, what is observed in the rows is left out.
         """
         skipped = {self.weights, self.assignment}
+        if self.closed:
+            skipped |= {name for name, site in _drawn(self.model) if self._in_rows(site)}
         self.guide.compute_log_prob(site_filter=lambda name, _: name not in skipped)
         self.model.compute_log_prob(site_filter=lambda name, _: name not in skipped)
         order = {name: k for k, name in enumerate(self.guide.nodes)}
@@ -136,7 +138,7 @@ class Particle:
         others: list[Tensor] = []
         latest = 0
         for name, site in _drawn(self.model):
-            if name == self.assignment or (self.closed and self._in_rows(site)):
+            if name in skipped - {self.weights}:
                 continue
             if site["is_observed"]:
                 term = site["log_prob"]
@@ -237,6 +239,13 @@ class Particle:
             raise ValueError(
                 f"At site '{missing[0]}', the guide has no such site: expected a factor of every "
                 "latent. Add it to the guide, or observe it."
+            )
+        fixed = {*self.mixture.frames} - latent if self.closed else ()
+        if fixed := sorted(name for name in fixed if name in self.model.nodes):
+            raise ValueError(
+                f"At site '{fixed[0]}', the model observes what the guide's closed form takes from "
+                "a factor: expected a latent. Set the factor instead, or make the guide for the "
+                "model as it is observed."
             )
         for name, site in _drawn(self.guide):
             if name == self.assignment:

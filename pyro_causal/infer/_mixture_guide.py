@@ -144,13 +144,14 @@ class DPMixtureGuide(PyroModule):
         sticks = self.sticks
         if name == self._weights:
             return sticks
-        if _key(name) not in self.factors:
-            names = [n.replace("/", ".") for n in self.factors]
+        factors: Any = self._modules["factors"]  # without telling Pyro again, or of frozen ones
+        if _key(name) not in factors:
+            names = [n.replace("/", ".") for n in factors]
             raise ValueError(
                 f"No factor of '{name}': expected one of {', '.join([self._weights, *names])}. "
                 "Ask for one of them."
             )
-        return self.factors[_key(name)]()
+        return factors[_key(name)]()
 
     def used(self, *, share: float = 0.01) -> int:
         """How many components have more than a share of the rows."""
@@ -216,7 +217,7 @@ class DPMixtureGuide(PyroModule):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Draw from the guide; it takes the model's arguments."""
         if not self._ready:
-            self._set_up(args, kwargs)
+            self.set_up(*args, **kwargs)
         register(self, "factors")
         result: dict[str, Any] = {}
         for name, frames in self.frames.items():
@@ -225,9 +226,10 @@ class DPMixtureGuide(PyroModule):
                 result[name] = pyro.sample(name, self.factor(name), infer=infer)
         if self.rest is not None:
             self.rest(*args, **kwargs)
-        if self.network is not None:
+        network = self._modules.get("network")
+        if network is not None:
             register(self, "network")
-            result[self._assignment] = self._recognised(self.network(*args, **kwargs))
+            result[self._assignment] = self._recognised(network(*args, **kwargs))
         return result
 
     def _recognised(self, logits: Tensor) -> Tensor:
@@ -254,8 +256,8 @@ class DPMixtureGuide(PyroModule):
             )
 
     @torch.no_grad()
-    def _set_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Look at the model's sites, and make a factor for each."""
+    def set_up(self, *args: Any, **kwargs: Any) -> None:
+        """Look at the model's sites, and make a factor for each, as the first call does."""
         with poutine.block():
             rest = poutine.trace(self.rest).get_trace(*args, **kwargs) if self.rest else ()
             model = InitMessenger(self.init_loc_fn)(Branches(self._assignment)(self.model))

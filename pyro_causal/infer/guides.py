@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from pyro_causal._pyro import register
 from pyro_causal._recipe import NamedModules, Recorded
-from pyro_causal.infer._factors import BinaryFactor, RealFactor
+from pyro_causal.infer._factors import BinaryFactor, GraphFactor, RealFactor
 from pyro_causal.infer._mixture_guide import DPMixtureGuide
 
-__all__ = ["BinaryFactor", "Completion", "DPMixtureGuide", "RealFactor"]
+__all__ = ["BinaryFactor", "Completion", "DPMixtureGuide", "GraphFactor", "RealFactor"]
 
 
 class Completion(Recorded, PyroModule):

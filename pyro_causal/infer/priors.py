@@ -114,7 +114,7 @@ class BernoulliGraph(dist.TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> BernoulliGraph:
         """Another batch shape."""
         logits = self.logits.expand(*batch_shape, *self.event_shape)
-        return BernoulliGraph(logits=logits, validate_args=False)
+        return type(self)(logits=logits, validate_args=False)
 
 
 def graph_prior(

@@ -14,6 +14,7 @@ from pyro_causal.mechanisms.neural import (
     AmortisedMechanism,
 )
 from pyro_causal.mechanisms.sem import LinearSEM, StructuralEquations, sample_adjacency
+from pyro_causal.mechanisms.sem_mixture import IntervenedRows
 from pyro_causal.mechanisms.sem_neural import FlowSEM, NonlinearSEM
 from pyro_causal.mechanisms.sem_program import StructuralModel
 
@@ -35,6 +36,7 @@ __all__ = [
     "ConvPrior",
     "FlowSEM",
     "HierarchicalNormal",
+    "IntervenedRows",
     "LinearSEM",
     "Mechanism",
     "NonlinearSEM",

@@ -138,20 +138,38 @@ class StructuralEquations(Recorded):
         ]
         return torch.cat(found, -2)
 
+    def root_log_prob(self, x: Tensor, *, context: Tensor | None = None) -> Tensor:
+        """Give the log-density of each coordinate without its parents, ``[*, R, B, d]``.
+
+        It is that of :meth:`log_prob` under a graph without edges, for less.
+        """
+        context = self.context if context is None else context
+        empty = torch.zeros_like(self.off_diagonal)
+        self._check(x, empty, context)
+        law = self._laws(x[..., :1, :].detach(), empty, context, validate_args=False)
+        found = [law.log_prob(rows.unsqueeze(-3)) for rows in x.split(ROWS, -2)]
+        return torch.cat(found, -2)
+
     def conditional(
-        self, node: int, parents: Mapping[int, Tensor], *, regime: int = 0
+        self,
+        node: int,
+        parents: Mapping[int, Tensor],
+        *,
+        regime: int = 0,
+        context: Tensor | None = None,
     ) -> TorchDistribution:
         """Give the distribution of one coordinate in one regime, given its parents by index.
 
         **Shapes**: values ``[*batch]``, which broadcast; so is the batch shape. Without parents it
-        is ``()``.
+        is ``()``. Context, in place of the module's own, ``[R, *shape]``.
         """
+        context = self.context if context is None else context
         values = torch.broadcast_tensors(*parents.values())
         x = torch.stack(values, -1) if values else self.loc.new_empty(0)
         batch, rows = x.shape[:-1], list(parents)
         x = (x.reshape(batch.numel(), len(rows)) - self.loc[rows]) / self.scale[rows]
         mask = self.off_diagonal.new_ones(len(rows), 1)
-        parameters = self._outputs(x, mask, self.context[[regime]], rows, [node])
+        parameters = self._outputs(x, mask, context[[regime]], rows, [node])
         parameters = parameters.reshape(*batch, parameters.shape[-1])
         return self._law(parameters, self.loc[node], self.scale[node])
 

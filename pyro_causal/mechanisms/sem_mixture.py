@@ -87,10 +87,7 @@ class IntervenedRows(TorchDistribution):
         Where ``cut`` is between 0 and 1, the latter are the weighted mean of both.
         """
         base = self.equations.log_prob(x, self.adjacency, context=self.context[:1]).squeeze(-3)
-        alone = self.equations(
-            x.new_zeros(1, x.shape[-1]), torch.zeros_like(self.adjacency), context=self.context[1:]
-        )
-        own = alone.expand((*alone.batch_shape[:-2], *x.shape[-2:])).log_prob(x)
+        own = self.equations.root_log_prob(x, context=self.context[1:])
         if self.cut is None:
             return base, own
         kept = self.equations.log_prob(x, self.adjacency, context=self.context[1:])
@@ -99,18 +96,22 @@ class IntervenedRows(TorchDistribution):
     def by_component(self, x: Tensor) -> Tensor:
         """The log-density of rows in all components, ``[N, K]``; mean-field, if targets are."""
         base, own = self.log_laws(x)
-        terms = torch.einsum("knd,kd->nk", own, self.targets)
+        terms = torch.einsum("...knd,kd->...nk", own, self.targets)
         return terms + base @ (1 - self.targets).mT
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log-density of rows ``[N, d]``, each in its component."""
-        rows = torch.arange(x.shape[-2], device=x.device)
-        return self.by_component(x)[rows, self.z]
+        """The log-density of rows, each in its component."""
+        terms = self.by_component(torch.atleast_2d(x))
+        shape = torch.broadcast_shapes(terms.shape[:-1], self.z.shape)
+        index = self.z.expand(shape).unsqueeze(-1)
+        return terms.expand(*shape, -1).gather(-1, index).squeeze(-1)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw rows, parents before children."""
-        graph = nx.from_numpy_array(self.adjacency.cpu().numpy() > 0, create_using=nx.DiGraph)
+        graph = nx.from_numpy_array(
+            self.adjacency.detach().cpu().numpy() > 0, create_using=nx.DiGraph
+        )
         if not nx.is_directed_acyclic_graph(graph):
             raise ValueError(
                 "IntervenedRows: the graph of a draw has a cycle: expected an acyclic one. "
@@ -120,14 +121,17 @@ class IntervenedRows(TorchDistribution):
         z = self.z.expand(shape).flatten()
         x = self.context.new_zeros(len(z), *self.event_shape)
         for node in nx.topological_sort(graph):
-            x[:, node] = self._draw(node, x, z)
+            parents = sorted(graph.predecessors(node))
+            for k in z.unique().tolist():
+                rows = (z == k).nonzero().flatten()
+                x[rows, node] = self._draw(node, k, {i: x[rows, i] for i in parents}, len(rows))
         return x.reshape(*shape, *self.event_shape)
 
-    def _draw(self, node: int, x: Tensor, z: Tensor) -> Tensor:
-        """The values of a node in all rows, of which the parents' values are there."""
-        rows = torch.arange(len(z), device=z.device)
-        intact = self.equations(x, self.adjacency, context=self.context).sample()[..., node]
-        alone = self.equations(x, torch.zeros_like(self.adjacency), context=self.context)
-        cut = torch.ones_like(self.targets) if self.cut is None else self.cut
-        own = torch.where(cut[z, node] > 0, alone.sample()[z + 1, rows, node], intact[z + 1, rows])
-        return torch.where(self.targets[z, node] > 0, own, intact[0])
+    def _draw(self, node: int, k: int, parents: dict[int, Tensor], size: int) -> Tensor:
+        """The values of a node in the rows of a component, given those of its parents."""
+        own = bool(self.targets[k, node] > 0)
+        if own and (self.cut is None or self.cut[k, node] > 0):
+            parents = {}
+        regime = k + 1 if own else 0
+        law = self.equations.conditional(node, parents, regime=regime, context=self.context)
+        return law.expand((size,)).sample()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_causal.graph import ADMG
-from pyro_causal.handlers import do
 from pyro_causal.infer._saving import Saved
 from pyro_causal.infer.acyclicity import threshold_to_dag
 from pyro_causal.infer.guides import DPMixtureGuide
@@ -20,8 +18,6 @@ from pyro_causal.mechanisms.sem import StructuralEquations
 from pyro_causal.mechanisms.sem_mixture import IntervenedRows
 
 __all__ = ["FoundInterventions"]
-
-Program = Callable[..., Any]
 
 
 class FoundInterventions(Saved, PyroModule):
@@ -80,27 +76,29 @@ class FoundInterventions(Saved, PyroModule):
         result: Tensor = (self.guide.weights.log() + laws.by_component(x)).logsumexp(1)
         return result
 
-    def program(self, component: int | None = None) -> Program:
+    def program(self, component: int | None = None) -> StructuralModel:
         """The fitted program of the base regime, or of a component, for `query`, `do` and `worlds`.
 
-        It samples each variable by its name, given its parents; see
-        :class:`~pyro_causal.mechanisms.sem_program.StructuralModel` for its arguments. A component
-        is an intervention on it: targets that are cut from their parents are set to draws.
+        It samples each variable by its name, given its parents. In that of a component the targets
+        have their own mechanisms, and no parents if they are cut from them.
+
+        **Raises**: ``ValueError`` for a component that does not exist.
         """
         equations = copy.deepcopy(self._equations)
         with torch.no_grad():
             equations.context.copy_(self.guide.factor("contexts").mean)
+        graph = self.adjacency
         if component is None:
-            return StructuralModel(equations, self.adjacency, names=self.names)
-        own, targets = component + 1, self.targets[component]
-        cut = targets & (self._cut[component] >= 0.5)
-        regime = torch.where(targets & ~cut, own, 0).tolist()
-        model = StructuralModel(equations, self.adjacency, names=self.names, regime=regime)
-        laws = {
-            self.names[j]: equations.conditional(j, {}, regime=own)
-            for j in cut.nonzero().flatten().tolist()
-        }
-        return do(model, data=laws)
+            return StructuralModel(equations, graph, names=self.names)
+        if not 0 <= component < self.truncation:
+            raise ValueError(
+                f"{type(self).__name__}: expected a component from 0 to {self.truncation - 1}, or "
+                f"None for the base regime, got {component}. Give one of them."
+            )
+        targets = self.targets[component]
+        graph = graph.masked_fill(targets & (self._cut[component] >= 0.5), 0)
+        regime = (targets * (component + 1)).tolist()
+        return StructuralModel(equations, graph, names=self.names, regime=regime)
 
     @property
     def _equations(self) -> StructuralEquations:

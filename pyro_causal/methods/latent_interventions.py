@@ -13,7 +13,7 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from pyro_causal._pyro import register
-from pyro_causal.infer.acyclicity import trace_exponential
+from pyro_causal.infer.acyclicity import is_dag, trace_exponential
 from pyro_causal.infer.elbo import AugmentedLagrangianELBO, DPMixtureELBO
 from pyro_causal.infer.guides import DPMixtureGuide
 from pyro_causal.infer.priors import BernoulliGraph, StickBreaking
@@ -70,8 +70,9 @@ class LatentInterventions(FoundInterventions):
     - ``density``: of a node given its parents: ``linear`` or ``nonlinear`` (networks) with Gaussian
       noise, or a sigmoidal ``flow``.
     - ``intervention``: ``stochastic``, or ``imperfect``, which may keep parents.
-    - ``truncation``: the number K of components at most.
-    - ``targets``: of the components, where known; there are then as many as these.
+    - ``truncation``: the number K of components at most, from 2. For rows of one regime give
+      labels that are all 0.
+    - ``targets``: zeros and ones, of the components, where known; there are then as many as these.
     - ``edges``: prior probabilities of edges, such as ``graph_prior(...).probs``; zeros and ones
       are certain.
     - ``edge``, ``target``: what an edge and a target cost beyond that, in nats for each row.
@@ -81,11 +82,13 @@ class LatentInterventions(FoundInterventions):
     - ``names``: of the variables, for programs and graphs; by default x0, x1 and so on.
     - ``context``, ``hidden``: of the networks, as for
       :class:`~pyro_causal.mechanisms.sem_neural.NonlinearSEM`.
-    - ``network``: an amortised :math:`q(z \mid x)`, as for the guide.
+    - ``network``: an amortised :math:`q(z \mid x)`, as for the guide: a module that is called with
+      rows and labels, ``(x, z=None)``, and returns logits ``[N, K]``.
 
     **Shapes**: model and guide take rows ``x [N, d]`` and labels ``z [N]``, integers with -1 for
     unknown ones, or probabilities ``[N, K]``. Batches are scaled to the rows that
     :meth:`set_normalisation` or :meth:`initialise` have seen. ``targets [K, d]``, ``edges [d, d]``.
+    Without rows the model draws some, ``size`` or one for each label, if its graph has no cycle.
 
     **Raises**: ``ValueError`` for arguments of another kind or shape, and whatever
     :func:`~pyro_causal.infer.structural_em.structural_em` raises for bad data.
@@ -128,13 +131,15 @@ class LatentInterventions(FoundInterventions):
         super().__init__()
         _require_one_of("density", density, get_args(Density))
         _require_one_of("intervention", intervention, get_args(Intervention))
+        self.names = tuple(f"x{j}" for j in range(nodes)) if names is None else tuple(names)
+        _require_names(self.names, nodes)
         _require_shapes(nodes, targets, edges)
         self.density, self.intervention = density, intervention
         self.truncation = truncation if targets is None else len(targets)
         self.edge = PRICES[density] if edge is None else edge
         self.target = PRICES[density] if target is None else target
         self.concentration = concentration
-        self.names = tuple(f"x{j}" for j in range(nodes)) if names is None else tuple(names)
+        _require_numbers(self.truncation, self.edge, self.target, concentration)
         regimes = 1 + self.truncation
         self.equations: StructuralEquations
         if density == "linear":
@@ -148,7 +153,7 @@ class LatentInterventions(FoundInterventions):
         self.register_buffer("rows", torch.tensor(0))
         self.register_buffer("known_targets", None if targets is None else targets.bool())
         prior = torch.full((nodes, nodes), 0.5) if edges is None else edges
-        self.register_buffer("prior_logits", BernoulliGraph(prior).logits)
+        self.register_buffer("prior_logits", BernoulliGraph(prior.to(start)).logits.detach())
         self.guide = DPMixtureGuide(
             self.model,
             expected=self._expected,
@@ -157,7 +162,7 @@ class LatentInterventions(FoundInterventions):
             init_scale=0.01,
         )
         with pyro.get_param_store().scope():  # factors are made for what the model draws
-            self.guide(torch.zeros(1, nodes))
+            self.guide.set_up(torch.zeros(1, nodes))
 
     @property
     def graph_prior(self) -> BernoulliGraph:
@@ -167,23 +172,24 @@ class LatentInterventions(FoundInterventions):
         return BernoulliGraph(logits=self.prior_logits - price.masked_fill(certain, 0.0))
 
     @pyro_method
-    def model(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+    def model(self, x: Tensor | None = None, z: Tensor | None = None, *, size: int = 1) -> Tensor:
         """Rows of a mixture of interventions; it takes what is observed."""
         register(self, "equations")
-        K, d = self.truncation, len(self.names)
+        K, d, like = self.truncation, len(self.names), self.prior_logits
+        size = next((len(given) for given in (x, z) if given is not None), size)
         weights = pyro.sample(
-            "weights", StickBreaking.gem(x.new_tensor(self.concentration), truncation=K)
+            "weights", StickBreaking.gem(like.new_tensor(self.concentration), truncation=K)
         )
         graph = pyro.sample("graph", self.graph_prior)
-        odds = -self.target * self.rows.to(x).expand(K, d)
-        known = None if self.known_targets is None else self.known_targets.to(x)
+        odds = -self.target * self.rows.to(like).expand(K, d)
+        known = None if self.known_targets is None else self.known_targets.to(like)
         targets = pyro.sample("targets", dist.Bernoulli(logits=odds).to_event(2), obs=known)
         cut = None
         if self.intervention == "imperfect":
             cut = pyro.sample("cut", dist.Bernoulli(torch.full_like(odds, 0.5)).to_event(2))
         shape = self._equations.context.shape
-        contexts = pyro.sample("contexts", dist.Normal(x.new_zeros(shape), 1.0).to_event())
-        with pyro.plate("rows", max(int(self.rows), len(x)), subsample_size=len(x)):
+        contexts = pyro.sample("contexts", dist.Normal(like.new_zeros(shape), 1.0).to_event())
+        with pyro.plate("rows", max(int(self.rows), size), subsample_size=size):
             z = pyro.sample("z", dist.Categorical(weights), obs=z)
             rows = IntervenedRows(
                 self._equations, graph, context=contexts, targets=targets, cut=cut, z=z
@@ -207,7 +213,14 @@ class LatentInterventions(FoundInterventions):
           :class:`~pyro_causal.infer.elbo.DPMixtureELBO`. With some labels in doubt take a
           :math:`\kappa` below 1.
         - others as :class:`~pyro_causal.infer.elbo.AugmentedLagrangianELBO`.
+
+        **Raises**: ``ValueError`` for such others without a constraint.
         """
+        if constraint is None and multipliers:
+            raise ValueError(
+                f"LatentInterventions: expected no {', '.join(multipliers)} without a constraint, "
+                "since they are for its multipliers. Give a constraint, or leave them out."
+            )
         elbo = DPMixtureELBO(
             temperature=temperature, label_weight=kappa, per_row=True, max_plate_nesting=1
         )
@@ -229,7 +242,7 @@ class LatentInterventions(FoundInterventions):
 
         **Shapes**: ``x [N, d]``, ``z [N]``; result ``[N, K]``.
         """
-        certain = BernoulliGraph(logits=self.prior_logits)
+        _require_labels(z, self.truncation)
         found = structural_em(
             x,
             truncation=self.truncation,
@@ -237,7 +250,7 @@ class LatentInterventions(FoundInterventions):
             imperfect=self.intervention == "imperfect",
             labels=z,
             targets=self.known_targets,
-            prior=certain,
+            prior=BernoulliGraph(logits=self.prior_logits),
             edge=self.edge,
             target=self.target,
             **search,
@@ -263,7 +276,7 @@ class LatentInterventions(FoundInterventions):
         self.rows.fill_(len(x))
 
     def learn_structure_(self, learn: bool = True) -> None:
-        """Whether training moves graph and targets, or mechanisms and weights only."""
+        """Whether training moves graph and targets, or only mechanisms, weights and what is cut."""
         for name in ("graph", "targets"):
             if name in self._factors:
                 self._factors[name].requires_grad_(learn)
@@ -297,16 +310,52 @@ def _require_one_of(name: str, value: str, options: Sequence[str]) -> None:
         )
 
 
-def _require_shapes(nodes: int, targets: Tensor | None, edges: Tensor | None) -> None:
-    for name, value, fits, expected in (
-        ("targets", targets, lambda t: t.dim() == 2 and t.shape[1] == nodes, f"[K, {nodes}]"),
-        ("edges", edges, lambda t: t.shape == (nodes, nodes), f"[{nodes}, {nodes}]"),
+def _require_names(names: tuple[str, ...], nodes: int) -> None:
+    if len(names) != nodes or len({*names} - {"rows"}) != nodes:
+        raise ValueError(
+            f"LatentInterventions: expected {nodes} different names other than 'rows', the plate, "
+            f"got {list(names)}. Name each variable once."
+        )
+
+
+def _require_numbers(truncation: int, edge: float, target: float, concentration: float) -> None:
+    for name, value, fits, remedy in (
+        ("2 components or more", truncation, truncation > 1, "For one regime, give labels of 0"),
+        ("a price of edges from 0", edge, edge >= 0, "Give nats for each row"),
+        ("a price of targets from 0", target, target >= 0, "Give nats for each row"),
+        ("a positive concentration", concentration, concentration > 0, "Give 1, say"),
     ):
-        if value is None:
-            continue
-        if not fits(value) or not ((value >= 0) & (value <= 1)).all():
-            raise ValueError(
-                f"LatentInterventions: expected {name} {expected} between 0 and 1, got shape "
-                f"{tuple(value.shape)} with values from {value.min():g} to {value.max():g}. Give "
-                "one column for each variable."
-            )
+        if not fits:
+            raise ValueError(f"LatentInterventions: expected {name}, got {value}. {remedy}.")
+
+
+def _require_shapes(nodes: int, targets: Tensor | None, edges: Tensor | None) -> None:
+    if targets is not None and not (
+        targets.shape[1:] == (nodes,) and ((targets == 0) | (targets == 1)).all()
+    ):
+        raise ValueError(
+            f"LatentInterventions: expected targets [K, {nodes}] of zeros and ones, got shape "
+            f"{tuple(targets.shape)} with the values {targets.unique().tolist()[:4]}. Give a row "
+            "for each component and a column for each variable."
+        )
+    if edges is None:
+        return
+    if edges.shape != (nodes, nodes) or not ((edges >= 0) & (edges <= 1)).all():
+        raise ValueError(
+            f"LatentInterventions: expected edges [{nodes}, {nodes}] between 0 and 1, got shape "
+            f"{tuple(edges.shape)} with values from {edges.min():g} to {edges.max():g}. Give the "
+            "probability of the edge i -> j in row i and column j."
+        )
+    if not is_dag((edges == 1).fill_diagonal_(False)):
+        raise ValueError(
+            "LatentInterventions: the edges of probability one form a cycle: expected an acyclic "
+            "graph. Take one of them away; graph_prior tells which."
+        )
+
+
+def _require_labels(z: Tensor | None, truncation: int) -> None:
+    if z is not None and z.numel() and z.max() >= truncation:
+        raise ValueError(
+            f"LatentInterventions: expected labels below {truncation}, the number of components, "
+            f"got {int(z.max())}. Count them from 0, or give a larger truncation."
+        )
