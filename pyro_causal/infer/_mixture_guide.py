@@ -144,13 +144,14 @@ class DPMixtureGuide(PyroModule):
         sticks = self.sticks
         if name == self._weights:
             return sticks
-        if _key(name) not in self.factors:
-            names = [n.replace("/", ".") for n in self.factors]
+        factors: Any = self._modules["factors"]  # without telling Pyro again, which takes a while
+        if _key(name) not in factors:
+            names = [n.replace("/", ".") for n in factors]
             raise ValueError(
                 f"No factor of '{name}': expected one of {', '.join([self._weights, *names])}. "
                 "Ask for one of them."
             )
-        return self.factors[_key(name)]()
+        return factors[_key(name)]()
 
     def used(self, *, share: float = 0.01) -> int:
         """How many components have more than a share of the rows."""
