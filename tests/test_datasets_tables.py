@@ -57,7 +57,10 @@ def changed(position: Any, value: float) -> np.ndarray:
         ({"x": changed((slice(None), 0), 0.1)}, r"that vary, got one value .* \[0\]\. Drop"),
         ({"x": np.full((N, D), "a")}, r"x: expected numbers, got <U1\. Convert"),
         ({"x": np.full((N, D), 1j)}, "x: expected numbers, got complex"),
-        ({"x": np.full((N, D), None)}, "plain arrays, got ValueError: Object arrays .* numpy.savez"),
+        (
+            {"x": np.full((N, D), None)},
+            "got ValueError: Object arrays .* numpy.savez",
+        ),
         ({"z": np.zeros(N)}, "z: expected integers, got float64"),
         ({"z": np.zeros(N - 1, int)}, r"one label for each of 30 rows, got shape \(29,\)"),
         ({"z": np.full(N, -2)}, "labels from -1, unknown, got -2. Count"),
