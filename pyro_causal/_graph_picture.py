@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import networkx
 import numpy as np
 
+from pyro_causal._figures import BLUE, DASHED, FADED, GREY, INK, ORANGE
 from pyro_causal.graph import ADMG
 
 if TYPE_CHECKING:
@@ -15,18 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-__all__ = [
-    "BLUE",
-    "DASHED",
-    "GREY",
-    "INK",
-    "ORANGE",
-    "Edges",
-    "draw_graph",
-]
-
-INK, GREY, FADED, ORANGE, BLUE = "#1F2933", "#7B8794", "#CBD2D9", "#D55E00", "#0072B2"
-DASHED = (0, (4, 3))
+__all__ = ["Edges", "draw_graph"]
 
 Edges: TypeAlias = "ADMG | networkx.DiGraph[Any] | Iterable[tuple[Hashable, Hashable]]"
 

@@ -1,4 +1,4 @@
-"""Pictures of causal graphs, rungs, dose curves and counterfactual images.
+"""Pictures of causal graphs, given or found, rungs, dose curves and counterfactual images.
 
 Every function returns a ``matplotlib.figure.Figure`` and saves it when ``path`` is given. The
 figures belong to no window and to no ``pyplot`` state, and no global setting is changed. The
@@ -15,16 +15,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyro_causal._graph_picture import BLUE, DASHED, GREY, INK, ORANGE, Edges, draw_graph
+from pyro_causal._figures import (
+    BLUE,
+    DASHED,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    PURPLE,
+    clean,
+    make_figure,
+    save,
+)
+from pyro_causal._graph_picture import Edges, draw_graph
+from pyro_causal._structure_picture import plot_found_graph, plot_regimes
 from pyro_causal.graph import Hedge
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_dose_curve", "plot_graph", "plot_hedge", "plot_image_grid", "plot_rungs"]
+__all__ = [
+    "plot_dose_curve",
+    "plot_found_graph",
+    "plot_graph",
+    "plot_hedge",
+    "plot_image_grid",
+    "plot_regimes",
+    "plot_rungs",
+]
 
-GREEN, PURPLE, PALE = "#009E73", "#AA4499", "#E6EBF0"
 RUNG_COLOURS = {"association": BLUE, "intervention": ORANGE, "counterfactual": GREEN}
 
 
@@ -64,10 +85,10 @@ def plot_graph(
     """
     if cut not in ("fade", "remove"):
         raise ValueError(f"`cut`: expected 'fade' or 'remove', got '{cut}'.")
-    figure = _figure(1.0, 1.0, constrained=False)
+    figure = make_figure(1.0, 1.0, constrained=False)
     drawn = {"intervention": set(intervened), "marks": set(marked)}
     draw_graph(figure, graph, bidirected, drawn, keep_cut=cut == "fade", title=title)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def plot_hedge(hedge: Hedge, *, path: str | PathLike[str] | None = None) -> Figure:
@@ -131,7 +152,7 @@ def plot_rungs(
     truth = {title: float(value) for title, value in (truth or {}).items()}
     _check_titles(truth, samples)
     values = {title: _finite(value, title).flatten() for title, value in samples.items()}
-    figure = _figure(3.3 * len(values), 3.2)
+    figure = make_figure(3.3 * len(values), 3.2)
     panels = figure.subplots(1, len(values), sharex=True, squeeze=False)[0]
     room = 30 if truth else 18  # points above each panel for its caption
     for axes, title in zip(panels, values, strict=True):
@@ -147,8 +168,8 @@ def plot_rungs(
         axes.set_xlabel(variable)
         axes.set_ylim(bottom=0.0)
         axes.set_yticks([])
-        _clean(axes, "top", "right", "left")
-    return _save(figure, path)
+        clean(axes, "top", "right", "left")
+    return save(figure, path)
 
 
 def plot_dose_curve(
@@ -195,7 +216,7 @@ def plot_dose_curve(
     order = doses.argsort()
     doses, draws, curve = doses[order], draws[:, order], curve[order]
     low, high = _interval(draws, level)
-    figure = _figure(5.2, 3.4)
+    figure = make_figure(5.2, 3.4)
     axes = figure.add_subplot()
     axes.fill_between(doses, low, high, color=BLUE, alpha=0.2, lw=0, label=f"{level:.0%} interval")
     axes.plot(doses, draws.mean(0), color=BLUE, linewidth=2.2, label="mean")
@@ -205,8 +226,8 @@ def plot_dose_curve(
     axes.margins(x=0)
     axes.grid(axis="y", color=PALE)
     axes.legend(frameon=False, fontsize=9)
-    _clean(axes, "top", "right")
-    return _save(figure, path)
+    clean(axes, "top", "right")
+    return save(figure, path)
 
 
 def plot_image_grid(
@@ -252,11 +273,11 @@ def plot_image_grid(
         rows["truth"] = [_images(truth[title], title, before) for title in titles]
     if units is not None and len(units) != len(before):
         raise ValueError(f"`units`: expected {len(before)} labels, got {len(units)}.")
-    figure = _figure(1.2 * (1 + 2 * len(titles)) + 1.2, 1.2 * len(before) * len(rows) + 0.6)
+    figure = make_figure(1.2 * (1 + 2 * len(titles)) + 1.2, 1.2 * len(before) * len(rows) + 0.6)
     cells = figure.subplots(len(before) * len(rows), 1 + 2 * len(titles), squeeze=False)
     for axes in cells.flat:
         axes.set(xticks=[], yticks=[])
-        _clean(axes, "top", "right", "bottom", "left")
+        clean(axes, "top", "right", "bottom", "left")
     cells[0, 0].set_title("factual", fontsize=10)
     for k, title in enumerate(titles, start=1):
         cells[0, k].set_title(title, fontsize=10)
@@ -264,7 +285,7 @@ def plot_image_grid(
     for i, label in enumerate(units or []):
         cells[i * len(rows), 0].set_ylabel(label, fontsize=10)
     _draw_images(figure, cells, before, rows)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _draw_images(
@@ -370,27 +391,3 @@ def _finite(value: Any, name: str) -> np.ndarray:
 def _interval(draws: np.ndarray, level: float) -> np.ndarray:
     """The central interval of draws ``[S, ...]``, stacked to ``[2, ...]``."""
     return np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-
-
-def _figure(width: float, height: float, *, constrained: bool = True) -> Figure:
-    """A figure, in inches, that no window shows and that `pyplot` does not know."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise ImportError(
-            "Plots need matplotlib. Do install it: pip install pyro_causal[plot]"
-        ) from error
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06, wspace=0.04) if constrained else None
-    return Figure(figsize=(width, height), facecolor="white", layout=layout)
-
-
-def _clean(axes: Axes, *spines: str) -> None:
-    axes.spines[list(spines)].set_visible(False)
-    axes.tick_params(colors=INK, labelsize=9)
-
-
-def _save(figure: Figure, path: str | PathLike[str] | None) -> Figure:
-    if path is not None:
-        figure.savefig(path, dpi=200)
-    return figure

@@ -507,3 +507,10 @@ def test_a_network_of_the_wrong_shape(shape: tuple[int, ...]) -> None:
         ValueError, match=r"At site 'z', the network returns shape .*expected logit"
     ):
         DPMixtureGuide(gaussians, network=Wrong())(clusters(0)[0])
+
+
+def test_factors_may_be_frozen() -> None:
+    x, _ = clusters(0)
+    guide = started(x, CLUSTERS)
+    guide.factors.requires_grad_(False)
+    assert not guide(x)["loc"].requires_grad  # and no warning

@@ -46,7 +46,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         " < program < _identified < queries < datasets._* < datasets.[!_]* < datasets",
         "program < methods._* < methods.[!_]* < methods",
     ),
-    4: ("export < _graph_picture < plots",),
+    4: ("export < _figures < _graph_picture _structure_picture < plots",),
 }
 LAZY_LAYER = 4  # may also be imported by the layer below it, inside a function
 LAZY_PACKAGES = {"arviz", "matplotlib", "skimage", "sklearn"}

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from pyro_causal.graph import ADMG, Hedge
-from pyro_causal.plots import plot_dose_curve, plot_graph, plot_hedge, plot_image_grid, plot_rungs
+from pyro_causal.plots import (
+    plot_dose_curve,
+    plot_found_graph,
+    plot_graph,
+    plot_hedge,
+    plot_image_grid,
+    plot_regimes,
+    plot_rungs,
+)
 
 pytest.importorskip("matplotlib")
 
@@ -354,6 +362,8 @@ PICTURES = {
     "rungs": lambda path: plot_rungs({"association": torch.randn(9).requires_grad_()}, path=path),
     "dose": lambda path: plot_dose_curve(torch.arange(3), torch.randn(9, 3), path=path),
     "images": lambda path: plot_image_grid(IMAGES, {"do()": IMAGES}, path=path),
+    "found": lambda path: plot_found_graph(torch.eye(3).roll(1, 1).triu(), path=path),
+    "regimes": lambda path: plot_regimes(torch.eye(2), torch.arange(2), path=path),
 }
 
 
@@ -377,3 +387,61 @@ def test_missing_matplotlib_is_named_with_its_remedy(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install pyro_causal\[plot\]"):
         PICTURES[name](None)
+
+
+def edges(figure):
+    return {gid for gid in gids(figure) if not gid.startswith("node")}
+
+
+def test_found_edges_are_told_from_wrong_ones():
+    true = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    found = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+    figure = plot_found_graph(found, truth=true, probability=0.9 * found, names=[*"abcd"])
+    assert edges(figure) == {"right:a->b", "turned:c->b", "wrong:a->d", "missing:a->c"}
+    circle, matrix, _ = figure.axes
+    legend = [text.get_text() for text in circle.get_legend().get_texts()]
+    assert legend == ["right: 1", "turned: 1", "wrong: 1", "missing: 1"]
+    assert np.allclose(matrix.images[0].get_array(), 0.9 * found)
+    rings = {(int(y), int(x)) for x, y in matrix.collections[0].get_offsets()}
+    assert rings == {(0, 1), (0, 2), (1, 2)}
+    heights = {text.get_text(): text.get_position()[1] for text in circle.texts}
+    assert max(heights, key=heights.get) == "a"  # causes first, from the top
+
+
+def test_a_found_graph_without_a_truth():
+    figure = plot_found_graph(np.array([[0, 0], [1, 0]]))
+    assert edges(figure) == {"edge:x1->x0"} and len(figure.axes) == 1
+
+
+def test_bad_found_graphs_are_refused():
+    graph = torch.tensor([[0, 1], [0, 0]])
+    with pytest.raises(ValueError, match=r"`truth`: expected shape \(2, 2\), got \(3, 3\)"):
+        plot_found_graph(graph, truth=torch.zeros(3, 3))
+    with pytest.raises(ValueError, match=r"`adjacency`: expected shape \(1, 1\), got \(2, 2\)"):
+        plot_found_graph(graph, names=["x"])
+    with pytest.raises(ValueError, match=r"expected an acyclic graph, got a cycle\. Do"):
+        plot_found_graph(graph + graph.T)
+
+
+def test_regimes_beside_the_true_ones():
+    true_targets = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 0, 1]])
+    targets = torch.tensor([[0, 0, 0], [0, 0, 1], [1, 1, 0]])
+    true, regime = torch.tensor([0, 0, 1, 1, 2, -1]), torch.tensor([0, 2, 2, 2, 1, -1])
+    figure = plot_regimes(targets, regime, true_targets=true_targets, true_regime=true)
+    marks, sizes, shares = figure.axes
+    assert (np.asarray(marks.images[0].get_array()) > 0.5).tolist() == targets.bool().tolist()
+    rings = {(int(y), int(x)) for x, y in marks.collections[0].get_offsets()}
+    assert rings == {(2, 0), (1, 2)}  # of the true regimes 1 and 2
+    assert [patch.get_width() for patch in sizes.patches] == [1, 1, 3]
+    assert [text.get_text() for text in shares.get_xticklabels()] == ["0", "2", "1"]
+    expected = [[0.5, 0, 0], [0, 1, 0], [0.5, 0, 1]]
+    assert np.allclose(shares.images[0].get_array(), expected)
+    assert len(shares.patches) == 3
+
+
+def test_regimes_without_a_truth():
+    figure = plot_regimes(
+        torch.tensor([[0, 1]]), torch.zeros(4, dtype=torch.long), names=["a", "b"]
+    )
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["a", "b"]
+    assert not figure.axes[0].collections

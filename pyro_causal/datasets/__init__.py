@@ -29,6 +29,7 @@ from pyro_causal.datasets.sachs import (
     load_sachs_levels,
     load_sachs_reagents,
 )
+from pyro_causal.datasets.tables import load_interventional_table
 
 __all__ = [
     "SACHS_VARIABLES",
@@ -38,6 +39,7 @@ __all__ = [
     "brain_phantom",
     "draw_brain_noise",
     "draw_interventional_scm",
+    "load_interventional_table",
     "load_morphomnist",
     "load_morphomnist_covariates",
     "load_sachs",
