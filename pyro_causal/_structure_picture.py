@@ -50,14 +50,15 @@ def plot_found_graph(
 
     **Shapes** ``adjacency``, ``truth`` and ``probability`` ``[d, d]``, (i, j) for an edge i -> j.
 
-    **Raises** ``ValueError`` for matrices of another shape, and a cycle. ``ImportError`` without matplotlib.
+    **Raises** ``ValueError`` for matrices of another shape, and for a directed cycle.
+    ``ImportError`` without matplotlib.
 
     **Example**
 
     >>> import torch
     >>> from pyro_causal.plots import plot_found_graph
-    >>> found, true = torch.tensor([[0, 1], [0, 0]]), torch.tensor([[0, 0], [1, 0]])
-    >>> figure = plot_found_graph(found, truth=true)
+    >>> found = torch.tensor([[0, 1], [0, 0]])
+    >>> figure = plot_found_graph(found, truth=found.T)
     >>> [patch.get_gid() for patch in figure.axes[0].patches]
     ['turned:x0->x1', 'node:x0', 'node:x1']
     """
@@ -99,8 +100,8 @@ def _draw_circle(
 
     d = len(names)
     size = min(1.0, 22 / d)  # of nodes, so that they do not touch
-    graph = networkx.DiGraph(found)
-    order: list[int] = list(networkx.lexicographical_topological_sort(graph))
+    graph: networkx.DiGraph[int] = networkx.DiGraph(found)
+    order = list(networkx.lexicographical_topological_sort(graph))
     angles = {j: math.pi / 2 - 2 * math.pi * k / d for k, j in enumerate(order)}
     places = {j: (math.cos(angle), math.sin(angle)) for j, angle in angles.items()}
     kinds: dict[str, tuple[np.ndarray, str, Any]] = {"edge": (found, INK, "solid")}

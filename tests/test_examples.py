@@ -17,7 +17,11 @@ import torch
 from pyro import poutine
 
 from pyro_causal import CounterfactualPredictive
-from pyro_causal.datasets import load_morphomnist
+from pyro_causal.datasets import (
+    draw_interventional_scm,
+    load_morphomnist,
+    sample_interventional_table,
+)
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -34,9 +38,22 @@ PICTURES = {
         "trajectory_b.png",
         "trajectory_v.png",
     },
+    "latent_interventions": {"graph.png", "regimes.png"},
 }
 KILOBYTES = {"deep_scm": 500}  # of a picture: those of heads are large
-OTHER_FLAGS = {"deep_scm": {"experiment": "morphomnist", "model": "full", "data": None}}
+OTHER_FLAGS = {
+    "deep_scm": {"experiment": "morphomnist", "model": "full", "data": None},
+    "latent_interventions": {
+        "experiment": None,
+        "variant": "latent",
+        "density": None,
+        "intervention": None,
+        "edges_per_node": None,
+        "labelled": 0.1,
+        "reps": None,
+        "data": None,
+    },
+}
 NO_DATA = {"deep_scm": ["--experiment", "brain"]}  # what a script does without data files
 every_script = pytest.mark.parametrize("name", sorted(PICTURES))
 
@@ -405,3 +422,248 @@ def test_digits_are_scored_beside_the_truth(data_path, tmp_path):
     assert table["do(i = 100)"]["rescaled"] < 1 < table["do(i = 100)"]["unchanged"]
     assert table["do(t = 4)"]["rescaled"] > 10
     assert (tmp_path / "deep_scm.pt").exists()
+
+
+# --------------------------------------------------------------------------- latent_interventions
+
+
+def latent(out, *words):
+    """What the script returns, without what it prints."""
+    script = load("latent_interventions")
+    with contextlib.redirect_stdout(io.StringIO()):
+        return script.main(script.parse(["--preset", "smoke", "--out", str(out), *words]))
+
+
+def findings(out):
+    """The arrays that it writes, checked for what is true of all."""
+    with np.load(out / "graph.npz") as file:
+        found = {name: file[name] for name in file.files}
+    assert {*found} == {"edge_probability", "adjacency", "regime", "targets"}
+    d = len(found["adjacency"])
+    assert found["edge_probability"].shape == found["adjacency"].shape == (d, d)
+    assert found["edge_probability"].dtype == np.float32
+    assert all(found[name].dtype == np.int64 for name in ("adjacency", "regime", "targets"))
+    assert (found["edge_probability"] >= 0).all() and (found["edge_probability"] <= 1).all()
+    for name in ("adjacency", "targets"):
+        assert np.isin(found[name], (0, 1)).all()
+    assert not np.linalg.matrix_power(found["adjacency"], d).any()  # no path is that long
+    assert found["targets"].shape[1] == d and not found["targets"][0].any()
+    assert found["regime"].min() >= -1 and found["regime"].max() < len(found["targets"])
+    return found
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Few rows of three variables, few steps."""
+    script = load("latent_interventions")
+    preset = script.Preset(nodes=3, rows=400, laws=2, structure=1)
+    monkeypatch.setitem(script.PRESETS, "smoke", preset)
+
+
+@pytest.fixture
+def table(quick):
+    """Rows with their truth, as arrays."""
+    torch.manual_seed(1)
+    drawn = sample_interventional_table(draw_interventional_scm(3), 400)
+    return {name: drawn[name].numpy() for name in ("x", "z", "targets")}
+
+
+def test_the_graph_of_a_mixture_is_found(run):
+    done = run("latent_interventions")
+    table = done.results["graph"]
+    assert table["true"]["edges"] == table["without edges"]["HD"] > 3
+    assert table["true"]["HD"] == 0 == table["without edges"]["F1"]
+    assert table["found"]["HD"] <= 1
+    assert done.results["regimes"]["found"]["ARI"] > 0.5
+    found = findings(done.out)
+    assert found["adjacency"].sum() == table["found"]["edges"]
+    assert found["regime"].shape == (load("latent_interventions").PRESETS["smoke"].rows,)
+    sizes = np.bincount(found["regime"], minlength=len(found["targets"]))
+    assert (sizes[1:] > 0).all()  # components without rows are left out
+
+
+def test_the_trained_mixture_is_saved(run):
+    from pyro_causal.methods import LatentInterventions
+
+    done = run("latent_interventions")
+    method = LatentInterventions.load(done.out / "latent_interventions.pt")
+    assert np.array_equal(method.adjacency, findings(done.out)["adjacency"])
+
+
+def test_a_finished_search_is_not_repeated(run, monkeypatch):
+    done = run("latent_interventions")
+    monkeypatch.setattr(load("latent_interventions"), "discover", None)
+    assert latent(done.out) == done.results
+
+
+@pytest.mark.parametrize("other", [["--seed", "1"], ["--variant", "known"], ["--density", "flow"]])
+def test_a_folder_of_another_search(run, other):
+    with pytest.raises(ValueError, match=r"holds another run: .* Give another --out"):
+        latent(run("latent_interventions").out, *other)
+
+
+@pytest.mark.parametrize("variant", ["latent", "unknown", "known", "observational", "semi"])
+def test_variants_of_what_is_seen(variant, quick, tmp_path):
+    latent(tmp_path / "simulated", "--variant", variant)
+    found = findings(tmp_path / "simulated")
+    assert found["regime"].shape == (400,)
+    if variant == "observational":
+        assert found["targets"].shape == (1, 3) and (found["regime"] == 0).all()
+
+
+def test_labels_and_targets_keep_their_numbers(table, tmp_path):
+    np.savez(tmp_path / "file.npz", **table)
+    flags = "--data", str(tmp_path / "file.npz"), "--variant"
+    assert set(latent(tmp_path / "known", *flags, "known")["graph"]) == {"found", "without edges"}
+    found = findings(tmp_path / "known")
+    assert np.array_equal(found["regime"], table["z"])
+    assert np.array_equal(found["targets"], table["targets"])
+    latent(tmp_path / "unknown", *flags, "unknown")
+    assert np.array_equal(findings(tmp_path / "unknown")["regime"], table["z"])
+    latent(tmp_path / "observational", *flags, "observational")
+    found = findings(tmp_path / "observational")
+    assert np.array_equal(found["regime"], np.where(table["z"] == 0, 0, -1))
+    some = latent(tmp_path / "semi", *flags, "semi", "--labelled", "0.5")
+    assert "ARI" in some["regimes"]["found"]  # of the rows whose label was hidden
+
+
+def test_a_given_share_of_labels_is_seen():
+    script = load("latent_interventions")
+    rows = {"x": torch.randn(200, 3), "z": torch.arange(200) % 4}
+    args = script.parse(["--variant", "semi", "--labelled", "0.25"])
+    seen = script.observe(rows, args)
+    assert (seen.z >= 0).sum() == 50 and seen.components == script.TRUNCATION
+    assert ((seen.z == -1) | (seen.z == rows["z"])).all()
+    rows["z"] = rows["z"].where(torch.arange(200) < 150, -1)
+    assert torch.equal(script.observe(rows, args).z, rows["z"])  # some are hidden already
+
+
+@pytest.mark.parametrize(
+    "targets, regime, expected, numbers",
+    [
+        # The larger of two components without targets comes first; one has no rows.
+        ([[1, 0], [0, 0], [0, 0], [1, 1]], [0, 0, 0, 1, 2, 2], [[0, 0], [1, 0], [0, 0]], (1, 2, 0)),
+        # No component is observational: there is a row for that, but rows there are none.
+        ([[1, 1], [1, 0], [0, 1]], [0, 0, 0, 1, 1, 2], [[0, 0], [1, 0], [1, 1], [0, 1]], (2, 1, 3)),
+    ],
+)
+def test_components_are_numbered_by_their_targets(targets, regime, expected, numbers):
+    script = load("latent_interventions")
+    found, kept = script.number(torch.tensor(regime), torch.tensor(targets))
+    assert kept.tolist() == expected
+    assert found.tolist() == [numbers[k] for k in regime]
+
+
+@pytest.mark.parametrize(
+    "variant, arrays, words",
+    [
+        ("unknown", ["x"], "--variant unknown with .*: expected an array z, got x. Add it"),
+        ("known", ["x", "z"], "expected an array targets, got x, z. Add it, or choose another"),
+        ("observational", ["x", "targets"], "expected an array z, got x, targets"),
+        ("semi", ["x"], "expected an array z, got x"),
+    ],
+)
+def test_a_variant_without_what_it_needs(variant, arrays, words, table, tmp_path):
+    np.savez(tmp_path / "file.npz", **{name: table[name] for name in arrays})
+    with pytest.raises(ValueError, match=words):
+        latent(tmp_path / "out", "--data", str(tmp_path / "file.npz"), "--variant", variant)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_rows_are_refused_before_any_work(table, tmp_path):
+    table["x"][3, 1] = np.nan
+    np.savez(tmp_path / "file.npz", **table)
+    with pytest.raises(ValueError, match=r"file.npz, x: expected finite .* columns \[1\]"):
+        latent(tmp_path / "out", "--data", str(tmp_path / "file.npz"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--reps 2", "--reps: expected it with --experiment only, got 2. Change or leave"),
+        ("--experiment pairs --reps 0", "--reps: expected a number from 1, got 0"),
+        ("--variant semi --labelled 1.5", "--labelled: expected a fraction from 0 to 1, got 1.5"),
+        ("--experiment table1 --data x.npz", "--data: expected none, as table1 is simulated"),
+        ("--experiment pairs --edges-per-node 2", "--edges-per-node: .* simulated .* got 2.0"),
+        ("--data x.npz --edges-per-node 2", "--edges-per-node: expected it with simulated data"),
+    ],
+)
+def test_flags_without_effect_are_refused(flags, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        latent(tmp_path, *flags.split())
+
+
+def test_an_experiment_goes_on_after_its_last_repetition(quick, tmp_path, monkeypatch):
+    script = load("latent_interventions")
+    flags = "--experiment", "table1", "--density", "linear", "--edges-per-node", "1", "--reps"
+    names = ["linear stochastic e=1", "linear imperfect e=1"]
+    whole = latent(tmp_path / "whole", *flags, "2")
+    assert [*whole["repetitions"]] == [f"{name} #{r}" for r in range(2) for name in names]
+    assert [*whole["table1"]] == names
+    assert json.loads((tmp_path / "whole" / "metrics.json").read_text()) == whole
+    assert (tmp_path / "whole" / "table1.png").exists()
+
+    repeat, calls = script.repeat, []
+
+    def until_the_third(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return repeat(*arguments)
+
+    monkeypatch.setattr(script, "repeat", until_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        latent(tmp_path / "part", *flags, "2")
+    kept = json.loads((tmp_path / "part" / "metrics.json").read_text())["repetitions"]
+    assert [*kept] == [f"{name} #0" for name in names]
+    again = latent(tmp_path / "part", *flags, "2")
+    assert len(calls) == 5  # two done, one interrupted, two more
+    for key, run in whole["repetitions"].items():
+        other = again["repetitions"][key]
+        assert {**run, "CPU s": 0} == {**other, "CPU s": 0}
+    with pytest.raises(ValueError, match="holds another run"):
+        latent(tmp_path / "part", *flags, "2", "--seed", "1")
+
+
+def test_the_seed_of_a_repetition_does_not_depend_on_what_else_is_run():
+    script = load("latent_interventions")
+    cells = script.cells(script.parse(["--experiment", "table1"]))
+    assert len(cells) == 12
+    some = script.cells(script.parse(["--experiment", "table1", "--density", "flow"]))
+    assert some.items() <= cells.items() and len(some) == 4
+    seeds = {script.seed_of(s, "table1", c, r) for s in (0, 1) for c in cells for r in range(10)}
+    assert len(seeds) == 240
+    assert script.seed_of(0, "table1", "flow imperfect e=4", 9) == 3577714130
+
+
+def test_the_direction_of_pairs(quick, tmp_path):
+    flags = "--experiment", "pairs", "--density", "linear", "--intervention", "stochastic"
+    results = latent(tmp_path, *flags, "--reps", "2")
+    assert results["pairs"]["linear stochastic"]["of"] == 2
+    for pair in results["repetitions"].values():
+        assert pair["empty"] == 1  # a cause and an effect
+
+
+def test_the_paper_s_numbers_stand_beside_cells_of_its_size():
+    script = load("latent_interventions")
+    args = script.parse(["--experiment", "table1"])
+    assert script.paper_of(args, "flow imperfect e=4") == {"paper": 30.4}
+    assert script.paper_of(args, "flow imperfect e=2") == {}
+    assert script.paper_of(script.parse(["--variant", "semi"]), "flow imperfect e=4") == {}
+    assert script.paper_of(script.parse(["--preset", "smoke"]), "flow imperfect e=4") == {}
+
+
+def test_proteins_beside_the_paper(table, tmp_path, monkeypatch):
+    script = load("latent_interventions")
+    cells = {name: torch.as_tensor(value) for name, value in table.items()}
+    cells["adjacency"] = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 0, 0]])  # with a cycle
+    monkeypatch.setattr(script.data, "load_sachs", lambda **_: cells)
+    flags = "--experiment", "sachs", "--density", "linear", "--variant", "known", "--reps", "1"
+    results = latent(tmp_path, *flags)
+    assert [*results["sachs"]] == ["linear imperfect", "without edges", "paper's best"]
+    row, found = results["sachs"]["linear imperfect"], results["reversals apart"]
+    assert row["tp"] + row["fn"] == 3 and row["HD"] == row["fn"] + row["fp"]
+    found = found["linear imperfect"]
+    assert found["SHD"] == found["fn"] + found["fp"] + found["rev"] and found["paper"] == 30
+    assert results["sachs"]["without edges"] == {"HD": 3, "fn": 3}
