@@ -273,6 +273,13 @@ def test_known_targets_are_observed() -> None:
     assert torch.equal(method.targets, TARGETS.bool()) and method.truncation == K
 
 
+def test_where_regimes_start() -> None:
+    """Linear ones at standard normals; contexts of networks apart from each other."""
+    linear, network = (LatentInterventions(nodes=D, density=name) for name in DENSITIES[:2])
+    assert not linear.guide.factors["contexts"].loc.any()
+    assert torch.pdist(network.guide.factors["contexts"].loc.detach()).min() > 0.1
+
+
 def test_rows_of_a_batch_stand_for_all() -> None:
     method = make()
     trace = poutine.trace(method.model).get_trace(rows()[:20])
@@ -447,6 +454,7 @@ def test_certain_edges_stay() -> None:
     assert (method.edge_probability - 0.5).abs()[0, 2] > 0.1
     method.initialise(x)
     check()
+    assert method.guide.factors["graph"].logits[2, 0] > 0  # the search knew of it
 
 
 def test_an_amortised_network_learns_the_responsibilities() -> None:
@@ -715,7 +723,7 @@ def test_deepcopy() -> None:
 def test_to_make_one_disturbs_nothing() -> None:
     pyro.param("mine", torch.ones(1))
     with poutine.trace() as tracer:
-        LatentInterventions(nodes=D)
+        LatentInterventions(nodes=D, density="nonlinear")
     assert not tracer.trace.nodes and [*pyro.get_param_store()] == ["mine"]
 
 
