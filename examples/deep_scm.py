@@ -22,16 +22,16 @@ counterfactual inference*, https://arxiv.org/abs/2006.06485, section 4 and appen
 **Data.** Morpho-MNIST is looked for in ``--data``, ``$PYRO_CAUSAL_DATA`` and the user's cache, and
 else downloaded; 8,000 of the authors' 10,000 test images train. The phantom is simulated.
 
-**Expected.** ``--preset cpu`` takes seven minutes on two cores for the digits. On unseen digits,
+**Expected.** ``--preset cpu`` takes six minutes on two cores for the digits. On unseen digits,
 mean (range) of seeds 0, 1 and 2, errors in grey levels::
 
     log p(t), truth minus learned               0.001 (0.001 to 0.001)
     log p(i | t), truth minus learned           0.004 (0.003 to 0.005)
-    error of counterfactual images              2.59 (2.46 to 2.76)
+    error of counterfactual images              2.59 (2.46 to 2.77)
         of the images unchanged                14.49
         of the images rescaled                  6.48
-    thickness off by (true images: 0.17)        0.19 (0.18 to 0.22) pixels
-    intensity off by (true images: 0.44)        4.40 (4.29 to 4.54)
+    thickness off by (true images: 0.17)        0.19 (0.18 to 0.21) pixels
+    intensity off by (true images: 0.44)        4.41 (4.29 to 4.55)
     there and back                              1.39 (1.35 to 1.43)
 
 Rescaled: by the true mechanism of intensity, the shape left alone. For heads (twelve minutes
