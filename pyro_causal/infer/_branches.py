@@ -240,8 +240,8 @@ class Particle:
                 f"At site '{missing[0]}', the guide has no such site: expected a factor of every "
                 "latent. Add it to the guide, or observe it."
             )
-        fixed = {*self.mixture.frames} - latent if self.closed else ()
-        if fixed := sorted(name for name in fixed if name in self.model.nodes):
+        factors = {*self.mixture.frames} if self.closed else set()
+        if fixed := sorted((factors - latent) & {*self.model.nodes}):
             raise ValueError(
                 f"At site '{fixed[0]}', the model observes what the guide's closed form takes from "
                 "a factor: expected a latent. Set the factor instead, or make the guide for the "
