@@ -241,7 +241,7 @@ class Particle:
                 "latent. Add it to the guide, or observe it."
             )
         factors = {*self.mixture.frames} if self.closed else set()
-        if fixed := sorted(name for name in factors - latent if name in self.model.nodes):
+        if fixed := sorted((factors - latent) & {*self.model.nodes}):
             raise ValueError(
                 f"At site '{fixed[0]}', the model observes what the guide's closed form takes from "
                 "a factor: expected a latent. Set the factor instead, or make the guide for the "

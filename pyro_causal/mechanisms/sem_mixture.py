@@ -109,9 +109,7 @@ class IntervenedRows(TorchDistribution):
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw rows, parents before children."""
-        graph = nx.from_numpy_array(
-            self.adjacency.detach().cpu().numpy() > 0, create_using=nx.DiGraph
-        )
+        graph = nx.from_numpy_array(self.adjacency.cpu().numpy() > 0, create_using=nx.DiGraph)
         if not nx.is_directed_acyclic_graph(graph):
             raise ValueError(
                 "IntervenedRows: the graph of a draw has a cycle: expected an acyclic one. "
