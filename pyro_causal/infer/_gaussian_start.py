@@ -12,10 +12,11 @@ __all__ = ["fit_gaussians", "responsibilities"]
 
 FLOOR = 1e-3  # added to variances, where variables have variance one
 STEPS = 60
+ROWS = 4000  # of those whose component is unknown, for all but the last steps
 
 
-def fit_gaussians(x: Tensor, allowed: Tensor, *, starts: int) -> Tensor:
-    """The responsibilities ``[N, K]`` of the most likely of several fits.
+def fit_gaussians(x: Tensor, allowed: Tensor, *, starts: int) -> list[Tensor]:
+    """The responsibilities ``[N, K]`` of several fits, the most likely first.
 
     Each starts from rows that lie far apart, drawn with torch's global generator, and from the
     rows whose component is known.
@@ -24,7 +25,7 @@ def fit_gaussians(x: Tensor, allowed: Tensor, *, starts: int) -> Tensor:
     may have.
     """
     fits = [_fit(x, allowed) for _ in range(starts)]
-    return max(fits, key=lambda fit: fit[1])[0]
+    return [q for q, _ in sorted(fits, key=lambda fit: -fit[1])]
 
 
 def responsibilities(
@@ -45,18 +46,26 @@ def responsibilities(
 
 
 def _fit(x: Tensor, allowed: Tensor) -> tuple[Tensor, float]:
-    q = _start(x, allowed)
-    evidence = x.new_tensor(-torch.inf)
+    known = allowed.sum(1) == 1
+    some = (torch.rand(len(x), device=x.device) < ROWS / len(x)) | known
+    q = _start(x[some], allowed[some])
     for _ in range(STEPS):
-        counts = q.sum(0)
-        safe = counts.clamp(min=1e-6)
-        means = q.mT @ x / safe.unsqueeze(-1)
-        second = (q.mT.unsqueeze(-2) * x.mT) @ x / safe[:, None, None]
-        spread = second - means.unsqueeze(-1) * means.unsqueeze(-2)
-        spread = spread + FLOOR * torch.eye(x.shape[1]).to(x)
-        laws = MultivariateNormal(means, spread, validate_args=False)
-        q, evidence = responsibilities(laws.log_prob(x.unsqueeze(1)), counts, allowed)
+        q, _ = _step(x[some], q, x[some], allowed[some])
+    q, _ = _step(x[some], q, x, allowed)
+    q, evidence = _step(x, q, x, allowed)
     return q, float(evidence.mean())
+
+
+def _step(x: Tensor, q: Tensor, rows: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit Gaussians to some rows, and explain the same or others."""
+    counts = q.sum(0)
+    safe = counts.clamp(min=1e-6)
+    means = q.mT @ x / safe.unsqueeze(-1)
+    second = (q.mT.unsqueeze(-2) * x.mT) @ x / safe[:, None, None]
+    spread = second - means.unsqueeze(-1) * means.unsqueeze(-2)
+    spread = spread + FLOOR * torch.eye(x.shape[1]).to(x)
+    laws = MultivariateNormal(means, spread, validate_args=False)
+    return responsibilities(laws.log_prob(rows.unsqueeze(1)), counts, allowed)
 
 
 def _start(x: Tensor, allowed: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,12 @@ class RegimeLaws:
         self.penalty = parameter_price(len(x))
         self.parents = [column.nonzero().flatten().tolist() for column in adjacency.mT]
         self.features = [features(parents) for parents in self.parents]
+
+    def knowing(self, targets: Tensor) -> RegimeLaws:
+        """The same with known targets."""
+        other = copy.copy(self)
+        other.known = targets
+        return other
 
     def log_likelihood(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """The log-density of each row in each regime ``[N, K]``, and targets ``[K, d]``."""

@@ -119,14 +119,13 @@ def fit_shared(moments: Moments, own: Tensor, targets: Tensor) -> Shared:
     **Shapes**: ``own [J, K]`` the log-likelihood of each regime's rows under its own law,
     ``targets [J, K]``, booleans.
     """
-    counts, gram, cross, square = moments
+    counts, gram, cross, _ = moments
     use = (~targets).to(gram)
     weights = ridge(
         (use @ gram.flatten(1)).unflatten(1, gram.shape[1:]),
         torch.einsum("jk,kmj->jm", use, cross).unsqueeze(-1),
     ).squeeze(-1)
-    fitted = torch.einsum("kmn,jn,jm->jk", gram, weights, weights)
-    squares = square.mT - 2 * torch.einsum("kmj,jm->jk", cross, weights) + fitted
+    squares = _squares(moments, weights.mT).mT
     variance = ((squares * use).sum(1) / (use @ counts).clamp(min=1)).clamp(min=FLOOR)
     base = gaussian(squares, variance.unsqueeze(-1), counts)
     return Shared(targets, weights, variance, base, torch.where(targets, own, base).sum(1))
@@ -138,14 +137,18 @@ def fit_own(moments: Moments, *, price: float) -> tuple[Tensor, Tensor, Tensor]:
     Returns weights ``[K, m, J]``, variances ``[K, J]`` and the log-likelihood ``[J, K]``, less the
     price of each parameter; minus infinity with fewer than two rows for each.
     """
-    counts, gram, cross, square = moments
+    counts, gram, cross, _ = moments
     size = gram.shape[-1]
     weights = ridge(gram, cross, strength=1e-4)
-    fitted = torch.einsum("kmj,kmn,knj->kj", weights, gram, weights)
-    squares = square - 2 * (cross * weights).sum(1) + fitted
+    squares = _squares(moments, weights)
     variance = (squares / counts.clamp(min=1).unsqueeze(-1)).clamp(min=FLOOR)
     total = gaussian(squares, variance, counts.unsqueeze(-1)) - price * (size + 1)
     return weights, variance, total.masked_fill((counts < 2 * size).unsqueeze(-1), -torch.inf).mT
+
+
+def _squares(moments: Moments, weights: Tensor) -> Tensor:
+    """The sums of squared residuals ``[K, J]``, under weights ``[m, J]`` or ``[K, m, J]``."""
+    return moments.square + (weights * (moments.gram @ weights - 2 * moments.cross)).sum(1)
 
 
 def choose_targets(moments: Moments, own: Tensor) -> Shared:

@@ -12,26 +12,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_causal.infer._gaussian_start import fit_gaussians, responsibilities
-from pyro_causal.infer._node_scores import NodeScores
-from pyro_causal.infer._regime_laws import RegimeLaws
+from pyro_causal.infer._components import Components
+from pyro_causal.infer._gaussian_start import fit_gaussians
 from pyro_causal.infer._regressions import RandomFeatures
-from pyro_causal.infer.dag_search import FoundGraph, climb_dag, exact_dag
+from pyro_causal.infer._structure_search import StructureProblem, find_structure
 from pyro_causal.infer.priors import BernoulliGraph
 
 __all__ = ["FoundStructure", "structural_em"]
 
 HELD = 0.2  # of the rows, for scores
-FEWEST = 20.0  # rows of a component
-TOLERANCE = 1e-3  # nats for a row
-EXACT = 11  # nodes, up to which all graphs are compared
 
 
 class FoundStructure(NamedTuple):
-    """What was found, with K components left.
+    r"""What was found, with K components left.
+
+    .. math:: \text{score} = \frac{N}{|H|} \sum_{n \in H}
+        \log \sum_k w_k \prod_j p_{kj}(x_{nj} \mid x_{n, \mathrm{pa}(j)})
+        - \text{prices of edges and targets}
+
+    H are rows held out of the laws and weights, a fifth of all. Whatever the number of components,
+    scores of one table (and one H: seed torch alike) compare.
 
     **Shapes**: ``adjacency [d, d]``, ``responsibilities [N, K]``, ``targets [K, d]`` booleans,
-    ``score`` a number: the log-likelihood of held-out rows, scaled to all rows, less the prices.
+    ``score`` a number.
     """
 
     adjacency: Tensor
@@ -55,6 +58,7 @@ def structural_em(
     rounds: int = 4,
     steps: int = 15,
     starts: int = 3,
+    runs: int = 2,
 ) -> FoundStructure:
     r"""Find graph, regimes and targets.
 
@@ -63,16 +67,23 @@ def structural_em(
         p_{kj}(x_j \mid x_{\mathrm{pa}(j)})^{r_{kj}},
         \qquad z_n \sim w \sim \mathrm{GEM}(1)
 
-    It starts from a mixture of Gaussians without structure. Then, in turn: each row belongs to its
+    It starts from mixtures of Gaussians without structure. Then, in turn: each row belongs to its
     most probable regime, and the best graph is found; in it, laws are fitted to responsibilities,
-    and these to laws, until neither moves. It ends when the graph stays. In a search a set of
-    parents is as good as its prediction of a fifth of the rows, under regressions by least squares
-    whose residuals are Gaussian. On which regimes a node is a target is chosen for every such set:
-    those that gain by a law of their own, which is a Gaussian without parents, or, if interventions
-    may be imperfect and it predicts better, a regression of their own.
+    and these to laws, until neither moves; components become one, and targets are left out, while
+    the score rises. Reversals of the edges that are most in doubt are tried as well. It ends when
+    no graph has a higher score.
 
-    Regimes need not be right for the graph to be: what matters is that none mixes rows in which a
-    law holds with rows in which it does not. Components are often more than there are regimes.
+    In a search a set of parents is as good as its prediction of a fifth of the rows, under
+    regressions by least squares whose residuals are Gaussian. On which regimes a node is a target
+    is chosen for every such set: those that gain by a law of their own, which is a Gaussian without
+    parents, or, if interventions may be imperfect and it predicts better, a regression of their
+    own.
+
+    What says where an edge points? If interventions cut parents off, only the true direction
+    predicts: backwards, a set effect still depends on its cause. If they leave parents in place,
+    linear Gaussian laws predict the same in both directions, but a change of one law of the truth
+    is a change of two backwards: fewer targets decide, by the price of each, once regimes are told
+    apart and components that share a law have merged. Without regimes nothing says it.
 
     **Arguments**
 
@@ -88,8 +99,9 @@ def structural_em(
       more than what chance gives, since families are never quite right; functions of any shape are
       less so than linear ones. Try 0.01 of both for them.
     - ``max_parents``: of a node.
-    - ``rounds``, ``steps``: at most so many searches, and steps between them.
-    - ``starts``: of the mixture of Gaussians, from which the most likely is taken.
+    - ``rounds``, ``steps``: at most so many moves to a better graph, and steps in each.
+    - ``starts``, ``runs``: so many mixtures of Gaussians are fitted, and from so many of the most
+      likely, regimes under each graph are; the best by score are taken.
 
     **Shapes**: ``x [N, d]``, ``labels [N]`` integers, ``targets [K, d]`` zeros and ones. Graphs of
     up to 11 nodes are found by exact search, else by climbing.
@@ -121,61 +133,25 @@ def structural_em(
         truncation, targets = len(targets), targets.bool()
     elif labels is not None and (labels >= 0).all():
         truncation = 1
+    problem = StructureProblem(
+        x,
+        torch.randperm(len(x), device=x.device) < max(1, HELD * len(x)),
+        few=RandomFeatures(x, units=units),
+        many=RandomFeatures(x, units=2 * units),
+        imperfect=imperfect,
+        edge=edge,
+        target=target,
+        steps=steps,
+        targets=targets,
+        prior=prior,
+        max_parents=max_parents,
+    )
     allowed = _allowed(x, labels, truncation)
-    few, many = (RandomFeatures(x, units=n) for n in (units, 2 * units))
-    held = torch.randperm(len(x), device=x.device) < max(1, HELD * len(x))
-    q = fit_gaussians(x, allowed, starts=starts)
-    named = labels is not None or targets is not None  # so that components keep their numbers
-    found = last = None
-    for _ in range(rounds):
-        scores = NodeScores(
-            x,
-            q.argmax(1),
-            regimes=q.shape[1],
-            features=few,
-            held=held,
-            imperfect=imperfect,
-            edge=edge,
-            target=target,
-            targets=targets,
-        )
-        found = _search(scores, x.shape[1], prior, max_parents)
-        chosen = scores.targets(found.adjacency)
-        if last is not None and torch.equal(found.adjacency, last):
-            break
-        last = found.adjacency
-        laws = RegimeLaws(
-            x, last, features=many, imperfect=imperfect, target=target, targets=targets
-        )
-        q, allowed = _settle(laws, q, allowed, steps=steps, fixed=named)
-    assert found is not None
-    return FoundStructure(found.adjacency, q.to(dtype), chosen, found.score)
-
-
-def _settle(
-    laws: RegimeLaws, q: Tensor, allowed: Tensor, *, steps: int, fixed: bool
-) -> tuple[Tensor, Tensor]:
-    """Alternate laws and responsibilities, and leave out components that die out."""
-    before = -torch.inf
-    for _ in range(steps):
-        q, evidence = responsibilities(laws.log_likelihood(q)[0], q.sum(0), allowed)
-        keep = (q.sum(0) > FEWEST) | fixed
-        if not keep.all():
-            q, allowed = q[:, keep], allowed[:, keep]
-            q = q / q.sum(1, keepdim=True).clamp(min=1e-12)
-        mean = float(evidence.mean())
-        if abs(mean - before) < TOLERANCE:
-            break
-        before = mean
-    return q, allowed
-
-
-def _search(
-    scores: NodeScores, nodes: int, prior: BernoulliGraph | None, max_parents: int | None
-) -> FoundGraph:
-    if nodes <= EXACT:
-        return exact_dag(scores, nodes, prior=prior, max_parents=max_parents)
-    return climb_dag(scores, nodes, prior=prior, max_parents=max_parents)
+    names = len(targets) if targets is not None else 0 if labels is None else int(labels.max()) + 1
+    named = torch.arange(allowed.shape[1], device=x.device) < names
+    first = [Components(q, allowed, named) for q in fit_gaussians(x, allowed, starts=starts)]
+    graph, fit = find_structure(problem, first[:runs], rounds=rounds)
+    return FoundStructure(graph, fit.components.q.to(dtype), fit.targets, fit.score)
 
 
 def _check(x: Tensor, labels: Tensor | None, targets: Tensor | None) -> None:

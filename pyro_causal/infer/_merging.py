@@ -1,0 +1,77 @@
+"""Fewer components and targets, as long as rows held out are predicted as well for the price."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_causal.infer._components import Components
+from pyro_causal.infer._given_graph import Fit, GivenGraph
+
+__all__ = ["drop_targets", "merge_components"]
+
+TRIES = 8  # pairs, before it ends
+HOPELESS = 0.02  # nats for a row, that further steps do not win back
+
+
+def merge_components(graph: GivenGraph, components: Components) -> Fit:
+    """Make two components one, again and again, while the score under a graph rises.
+
+    Components without targets have the same law, and become one at once. Pairs with the same
+    targets are tried first, and of those the ones whose rows the law of one explains best.
+    """
+    best = graph.score(components)
+    while True:
+        likelihood, targets = graph.log_likelihood(best.components)
+        idle = ~targets.any(1)
+        same = _pairs(idle & idle.unsqueeze(1), best.components.named)
+        if len(same):
+            best = graph.score(best.components.join(*same[0].tolist()))
+            continue
+        least = graph.step(best.components)[1] - HOPELESS
+        for one, other in _candidates(likelihood, targets, best.components)[:TRIES].tolist():
+            trial = _try(graph, best.components.join(one, other), least)
+            if trial is not None and trial.score > best.score:
+                best = trial
+                break
+        else:
+            return best
+
+
+def drop_targets(graph: GivenGraph, fit: Fit) -> Fit:
+    """Leave out targets one by one, while the score rises.
+
+    Which regimes a node is a target in was chosen for rows that each have one regime. Where
+    regimes overlap, that is too many.
+    """
+    least = graph.step(fit.components)[1] - HOPELESS
+    for component, node in fit.targets.nonzero().tolist():
+        fewer = fit.targets.clone()
+        fewer[component, node] = False
+        trial = _try(graph.knowing(fewer), fit.components, least)
+        if trial is not None and trial.score > fit.score:
+            fit = trial
+    return fit
+
+
+def _try(graph: GivenGraph, components: Components, least: float) -> Fit | None:
+    """The score after a step, unless that leaves too little evidence."""
+    components, evidence = graph.step(components)
+    return None if evidence < least else graph.score(components)
+
+
+def _pairs(which: Tensor, named: Tensor) -> Tensor:
+    """Those of a matrix ``[K, K]`` above its diagonal, without pairs of names: ``[P, 2]``."""
+    return (which & ~(named & named.unsqueeze(1))).triu(1).nonzero()
+
+
+def _candidates(likelihood: Tensor, targets: Tensor, components: Components) -> Tensor:
+    """Pairs ``[P, 2]``, the best first."""
+    same = (targets.unsqueeze(1) == targets).all(-1)
+    pairs = _pairs(torch.ones_like(same), components.named)
+    cross = components.q.mT @ likelihood  # rows of one under the law of another
+    loss = cross.diagonal().unsqueeze(1) - cross
+    loss = torch.minimum(loss, loss.mT)
+    first = loss[pairs[:, 0], pairs[:, 1]].argsort()
+    last = (~same)[pairs[:, 0], pairs[:, 1]][first].long().argsort(stable=True)
+    return pairs[first[last]]

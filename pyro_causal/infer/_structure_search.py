@@ -1,0 +1,152 @@
+"""Graphs with regimes of their own, compared by how well they predict rows held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_causal.infer._components import Components
+from pyro_causal.infer._given_graph import Fit, GivenGraph
+from pyro_causal.infer._local_scores import edge_rules
+from pyro_causal.infer._merging import drop_targets, merge_components
+from pyro_causal.infer._node_scores import NodeScores
+from pyro_causal.infer._regime_laws import RegimeLaws
+from pyro_causal.infer._regressions import RandomFeatures
+from pyro_causal.infer.acyclicity import is_dag
+from pyro_causal.infer.dag_search import climb_dag, exact_dag
+from pyro_causal.infer.priors import BernoulliGraph
+
+__all__ = ["StructureProblem", "find_structure"]
+
+EXACT = 11  # nodes, up to which all graphs are compared
+REVERSALS = 2  # of edges, tried from one graph
+HOPELESS = 0.05  # nats for a row, that mergers do not win back
+
+
+@dataclass(frozen=True)
+class StructureProblem:
+    """Rows, and what is asked of a graph for them; arguments as those of structural EM.
+
+    ``few`` are the features for scores of nodes, ``many`` those for laws; ``steps`` is the number
+    of steps between laws and responsibilities.
+    """
+
+    x: Tensor
+    held: Tensor
+    few: RandomFeatures
+    many: RandomFeatures
+    imperfect: bool
+    edge: float
+    target: float
+    steps: int
+    targets: Tensor | None = None
+    prior: BernoulliGraph | None = None
+    max_parents: int | None = None
+
+    def scores(self, components: Components) -> NodeScores:
+        """Those of nodes, when each row belongs to its most probable component."""
+        return NodeScores(
+            self.x,
+            components.q.argmax(1),
+            regimes=components.q.shape[1],
+            features=self.few,
+            held=self.held,
+            imperfect=self.imperfect,
+            edge=self.edge,
+            target=self.target,
+            targets=self.targets,
+        )
+
+    def search(self, scores: NodeScores) -> Tensor:
+        """The best graph, ``[d, d]``."""
+        nodes = self.x.shape[1]
+        search = exact_dag if nodes <= EXACT else climb_dag
+        return search(scores, nodes, prior=self.prior, max_parents=self.max_parents).adjacency
+
+    def given(self, graph: Tensor) -> GivenGraph:
+        """Regimes under a graph."""
+        laws = RegimeLaws(
+            self.x,
+            graph,
+            features=self.many,
+            imperfect=self.imperfect,
+            target=self.target,
+            targets=self.targets,
+        )
+        size, edges = len(self.x), float(graph.sum())
+        odds = edge_rules("structural_em", len(graph), self.prior, self.max_parents).odds
+        return GivenGraph(
+            laws,
+            held=self.held,
+            edges=self.edge * size * edges - float(odds[graph.cpu() != 0].sum()),
+            target=self.target * size,
+        )
+
+    def fit(self, graph: Tensor, starts: Sequence[Components], *, rival: float = -torch.inf) -> Fit:
+        """As few components as predict rows well under a graph, from the best of the starts.
+
+        What is far below a rival's score before components merge is left at that.
+        """
+        given, fits = self.given(graph), []
+        for start in starts:
+            fit = given.score(given.settle(start, steps=self.steps))
+            if fit.score > rival - HOPELESS * len(self.x):
+                fit = merge_components(given, fit.components)
+                fit = given.score(given.settle(fit.components, steps=self.steps))
+                fit = fit if self.targets is not None else drop_targets(given, fit)
+            fits.append(fit)
+            rival = max(rival, fit.score)
+        return max(fits, key=lambda fit: fit.score)
+
+
+def find_structure(
+    problem: StructureProblem, starts: Sequence[Components], *, rounds: int
+) -> tuple[Tensor, Fit]:
+    """The graph and the regimes of the highest score, from the best graph for the first start on.
+
+    Next come the best graph for the regimes that were found, and graphs with one edge reversed.
+    Each has regimes of its own, from the same starts: those of another graph may be wrong, and
+    speak for it.
+    """
+    graph = problem.search(problem.scores(starts[0]))
+    best, tried = problem.fit(graph, starts), [graph]
+    for _ in range(rounds):
+        for other in _others(problem, graph, best.components):
+            if any(torch.equal(other, one) for one in tried):
+                continue
+            tried.append(other)
+            fit = problem.fit(other, starts, rival=best.score)
+            if fit.score > best.score:
+                graph, best = other, fit
+                break
+        else:
+            break
+    return graph, best
+
+
+def _others(problem: StructureProblem, graph: Tensor, components: Components) -> Iterator[Tensor]:
+    """The best graph for given regimes, then those with an edge reversed that lose least."""
+    scores = problem.scores(components)
+    yield problem.search(scores)
+    rules = edge_rules("structural_em", len(graph), problem.prior, problem.max_parents)
+    odds = rules.odds.to(graph.device)
+
+    def family(graph: Tensor, node: int) -> float:
+        parents = graph[:, node].nonzero().flatten()
+        known = scores(tuple(parents.tolist()), (node,))
+        return float(known.sum() + odds[parents, node].sum())
+
+    reversals: list[tuple[float, Tensor]] = []
+    for i, j in graph.nonzero().tolist():
+        other = graph.clone()
+        other[i, j], other[j, i] = 0, 1
+        certain = rules.required[i, j] or rules.forbidden[j, i]
+        if certain or other[:, i].sum() > rules.max_parents or not is_dag(other):
+            continue
+        loss = sum(family(graph, node) - family(other, node) for node in (i, j))
+        reversals.append((loss, other))
+    reversals.sort(key=lambda pair: pair[0])
+    yield from (other for _, other in reversals[:REVERSALS])

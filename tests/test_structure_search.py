@@ -1,0 +1,192 @@
+"""Regimes under a graph, their score, mergers, and moves between graphs."""
+
+import pytest
+import torch
+from torch.distributions import MixtureSameFamily, Normal
+
+from pyro_causal.infer import _structure_search
+from pyro_causal.infer._components import Components
+from pyro_causal.infer._given_graph import Fit
+from pyro_causal.infer._merging import drop_targets, merge_components
+from pyro_causal.infer._regressions import RandomFeatures
+from pyro_causal.infer._structure_search import StructureProblem, find_structure
+from pyro_causal.infer.priors import graph_prior
+from pyro_causal.metrics import adjusted_rand_index
+
+FORWARD = torch.tensor([[0, 1], [0, 0]])
+PRICE = 0.003
+
+
+def pair(size=3000, *, imperfect=False):
+    """x0 -> x1 in three regimes: nothing done, x0 set, x1 set (or another slope)."""
+    z = torch.arange(size) % 3
+    x0 = torch.where(z == 1, 4 + 0.5 * torch.randn(size), torch.randn(size))
+    other = 3 - 2 * x0 + torch.randn(size) if imperfect else -6 + 0.5 * torch.randn(size)
+    x1 = torch.where(z == 2, other, 0.9 * x0 + 0.3 * torch.randn(size))
+    x = torch.stack([x0, x1], 1).double()
+    return (x - x.mean(0)) / x.std(0), z
+
+
+def problem(x, *, imperfect=False, **options):
+    linear = RandomFeatures(x, units=0)
+    settings = {"edge": PRICE, "target": PRICE, "steps": 15} | options
+    held = torch.arange(len(x)) % 5 == 0
+    return StructureProblem(x, held, linear, linear, imperfect=imperfect, **settings)
+
+
+def components(z, number, *, named=0):
+    q = torch.nn.functional.one_hot(z, number).double()
+    return Components(q, torch.ones_like(q).bool(), torch.arange(number) < named)
+
+
+# ---- the score --------------------------------------------------------------------------------
+
+
+def test_the_score_is_the_likelihood_of_rows_held_out():
+    torch.manual_seed(0)
+    z = torch.arange(2000) % 4 // 3  # weights 3/4 and 1/4
+    x = torch.stack([torch.randn(2000) + 5 * z, torch.randn(2000)], 1).double()
+    given = problem(x, target=0.1).given(torch.zeros(2, 2).long())
+    fit = given.score(components(z, 2))
+    assert fit.targets.sum() == 1
+    held = torch.arange(2000) % 5 == 0
+
+    def gaussian(rows, node):
+        value = x[rows & ~held, node]
+        return value.mean(), value.std(correction=0)
+
+    first = torch.stack([torch.stack(gaussian(z == k, 0)) for k in range(2)])
+    weights = torch.bincount(z[~held]).double()
+    law = MixtureSameFamily(torch.distributions.Categorical(weights), Normal(*first.mT))
+    rest = Normal(*gaussian(z >= 0, 1))
+    expected = (law.log_prob(x[held, 0]) + rest.log_prob(x[held, 1])).sum() * 5 - 0.1 * 2000
+    assert fit.score == pytest.approx(expected.item(), abs=0.05)
+
+
+def test_rows_held_out_teach_nothing():
+    x, z = pair()
+    one = problem(x, targets=torch.tensor([[0, 0], [1, 0], [0, 1]]).bool())
+    wrong = torch.where(one.held, (z + 1) % 3, z)
+    given = one.given(FORWARD)
+    right = given.score(components(z, 3)).score
+    assert given.score(components(wrong, 3)).score == pytest.approx(right, rel=1e-9)
+
+
+def test_only_the_true_direction_predicts_effects_that_are_set():
+    torch.manual_seed(1)
+    x, z = pair()
+    one, true = problem(x), components(z, 3)
+    there, back = (one.given(graph).score(true) for graph in (FORWARD, FORWARD.mT))
+    assert there.targets.tolist() == [[False, False], [True, False], [False, True]]
+    assert there.score > back.score + 0.05 * len(x)
+
+
+def test_both_directions_predict_alike_and_backwards_more_laws_change():
+    torch.manual_seed(1)
+    x, z = pair(9000, imperfect=True)
+    one, true = problem(x, imperfect=True), components(z, 3)
+    there, back = (one.given(graph).score(true) for graph in (FORWARD, FORWARD.mT))
+    assert (there.targets.sum(), back.targets.sum()) == (2, 4)
+    assert there.score - back.score == pytest.approx(2 * PRICE * len(x), abs=0.001 * len(x))
+
+
+def test_likely_edges_score_higher():
+    x, z = pair(600)
+    prior = graph_prior(2, likely={(0, 1): 0.9})
+    given = problem(x, prior=prior).given(FORWARD)
+    plain = problem(x).given(FORWARD).score(components(z, 3)).score
+    odds = torch.tensor(9.0).log().item()
+    assert given.score(components(z, 3)).score == pytest.approx(plain + odds, rel=1e-6)
+
+
+# ---- fewer components and targets --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("imperfect", [False, True])
+def test_components_merge_until_there_is_one_for_each_regime(imperfect):
+    torch.manual_seed(2)
+    x, z = pair(imperfect=imperfect)
+    parts = z * 4 + torch.randint(4, z.shape)  # each regime in four, which differ by chance
+    start = components(parts, 12)
+    fit = merge_components(problem(x, imperfect=imperfect).given(FORWARD), start)
+    assert fit.components.q.shape == (len(x), 3)
+    assert adjusted_rand_index(fit.components.q.argmax(1), z) > 0.85
+    assert fit.targets.sum() == 2
+
+
+def test_components_with_a_name_never_merge():
+    x, z = pair()
+    parts = torch.where(z == 0, torch.randint(4, z.shape), z + 3)
+    fit = merge_components(problem(x).given(FORWARD), components(parts, 6, named=2))
+    assert fit.components.q.shape[1] == 4
+    assert fit.components.named.tolist() == [True, True, False, False]
+
+
+def test_targets_that_gain_nothing_are_dropped():
+    torch.manual_seed(3)
+    x, z = pair()
+    given = problem(x).given(FORWARD)
+    best = given.score(components(z, 3))
+    more = best.targets | torch.tensor([[True, False], [False, False], [False, False]])
+    worse = given.knowing(more).score(best.components)
+    assert worse.score < best.score
+    fit = drop_targets(given, worse)
+    assert isinstance(fit, Fit)
+    assert torch.equal(fit.targets, best.targets)
+    assert fit.score > worse.score + 0.5 * PRICE * len(x)
+
+
+# ---- graphs ------------------------------------------------------------------------------------
+
+
+def test_the_better_start_is_taken():
+    torch.manual_seed(4)
+    x, z = pair()
+    one = problem(x)
+    poor, good = components(0 * z, 3), components(z, 3)
+    scores = [one.fit(FORWARD, starts).score for starts in ([poor], [good], [poor, good])]
+    assert scores[1] > scores[0] + 0.1 * len(x)
+    assert scores[2] == scores[1]
+    assert torch.equal(find_structure(one, [poor, good], rounds=4)[0], FORWARD)
+
+
+@pytest.mark.parametrize("prior", [None, graph_prior(2, required=[(1, 0)])])
+def test_a_reversed_edge_turns_round_unless_it_is_required(monkeypatch, prior):
+    torch.manual_seed(5)
+    x, z = pair(imperfect=True)
+    monkeypatch.setattr(StructureProblem, "search", lambda *_: FORWARD.mT)
+    start = components(z * 4 + torch.randint(4, z.shape), 12)
+    one = problem(x, imperfect=True, prior=prior)
+    graph, fit = find_structure(one, [start], rounds=4)
+    assert torch.equal(graph, FORWARD if prior is None else FORWARD.mT)
+    assert fit.targets.sum() == (2 if prior is None else 4)
+
+
+def test_the_reversals_that_lose_least_are_tried_after_the_search(monkeypatch):
+    x, z = pair()
+    chain = torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 0]])
+    x = torch.cat([x, x[:, 1:] + 0.1 * torch.randn(len(x), 1)], 1)  # which says nothing of 1 -> 2
+    monkeypatch.setattr(_structure_search, "REVERSALS", 1)
+    one = problem(x)
+    true = components(z, 3)
+    best, other = _structure_search._others(one, chain, true)
+    scores = one.scores(true)
+    assert torch.equal(best, one.search(scores))
+
+    def total(graph):
+        parents = [tuple(column.nonzero().flatten().tolist()) for column in graph.mT]
+        return sum(scores(which, (node,)).item() for node, which in enumerate(parents))
+
+    first = torch.tensor([[0, 0, 0], [1, 0, 1], [0, 0, 0]])
+    second = torch.tensor([[0, 1, 0], [0, 0, 0], [0, 1, 0]])
+    assert torch.equal(other, max(first, second, key=total))
+
+
+def test_what_is_hopeless_is_not_merged(monkeypatch):
+    x, z = pair()
+    one, start = problem(x), components(z, 3)
+    best = one.fit(FORWARD, [start]).score
+    monkeypatch.setattr(_structure_search, "merge_components", None)  # and so cannot be called
+    assert one.fit(FORWARD.mT, [start], rival=best + len(x)).score < best
+    with pytest.raises(TypeError):
+        one.fit(FORWARD, [start], rival=best + 1)
