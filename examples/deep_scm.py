@@ -35,7 +35,7 @@ mean (range) of seeds 0, 1 and 2, errors in grey levels::
     there and back                              1.39 (1.35 to 1.43)
 
 Rescaled: by the true mechanism of intensity, the shape left alone. For heads (twelve minutes
-on two cores), means of the same seeds: every volume changes by what it should to 10 % or 2 ml,
+on two cores), means of seeds 3, 4 and 5: every volume changes by what it should to 10 % or 2 ml,
 and counterfactual images are 2.4 grey levels off, 7.8 if left unchanged.
 """
 
