@@ -7,7 +7,7 @@ from torch.distributions import MixtureSameFamily, Normal
 from pyro_causal.infer import _structure_search
 from pyro_causal.infer._components import Components
 from pyro_causal.infer._given_graph import Fit
-from pyro_causal.infer._merging import drop_targets, merge_components
+from pyro_causal.infer._merging import drop_targets, join_idle, merge_components
 from pyro_causal.infer._regressions import RandomFeatures
 from pyro_causal.infer._structure_search import StructureProblem, find_structure
 from pyro_causal.infer.priors import graph_prior
@@ -134,6 +134,16 @@ def test_targets_that_gain_nothing_are_dropped():
     assert isinstance(fit, Fit)
     assert torch.equal(fit.targets, best.targets)
     assert fit.score > worse.score + 0.5 * PRICE * len(x)
+
+
+def test_components_without_targets_are_one():
+    x, z = pair()
+    given = problem(x).given(FORWARD)
+    parts = torch.where(z == 0, 3 * torch.randint(2, z.shape), z)
+    targets = torch.tensor([[0, 0], [1, 0], [0, 1], [0, 0]]).bool()
+    fit = join_idle(given, given.knowing(targets).score(components(parts, 4)))
+    assert torch.equal(fit.targets, targets[:3])
+    assert torch.equal(fit.components.q, components(z, 3).q)
 
 
 # ---- graphs ------------------------------------------------------------------------------------

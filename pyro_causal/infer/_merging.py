@@ -8,7 +8,7 @@ from torch import Tensor
 from pyro_causal.infer._components import Components
 from pyro_causal.infer._given_graph import Fit, GivenGraph
 
-__all__ = ["drop_targets", "merge_components"]
+__all__ = ["drop_targets", "join_idle", "merge_components"]
 
 TRIES = 8  # pairs, before it ends
 HOPELESS = 0.02  # nats for a row, that further steps do not win back
@@ -23,8 +23,7 @@ def merge_components(graph: GivenGraph, components: Components) -> Fit:
     best = graph.score(components)
     while True:
         likelihood, targets = graph.log_likelihood(best.components)
-        idle = ~targets.any(1)
-        same = _pairs(idle & idle.unsqueeze(1), best.components.named)
+        same = _idle(targets, best.components)
         if len(same):
             best = graph.score(best.components.join(*same[0].tolist()))
             continue
@@ -54,10 +53,25 @@ def drop_targets(graph: GivenGraph, fit: Fit) -> Fit:
     return fit
 
 
+def join_idle(graph: GivenGraph, fit: Fit) -> Fit:
+    """Make those without targets one, and leave the targets of others as they are."""
+    while len(pairs := _idle(fit.targets, fit.components)):
+        one, other = pairs[0].tolist()
+        targets = torch.cat([fit.targets[:other], fit.targets[other + 1 :]])
+        fit = graph.knowing(targets).score(fit.components.join(one, other))
+    return fit
+
+
 def _try(graph: GivenGraph, components: Components, least: float) -> Fit | None:
     """The score after a step, unless that leaves too little evidence."""
     components, evidence = graph.step(components)
     return None if evidence < least else graph.score(components)
+
+
+def _idle(targets: Tensor, components: Components) -> Tensor:
+    """Pairs without targets, ``[P, 2]``."""
+    idle = ~targets.any(1)
+    return _pairs(idle & idle.unsqueeze(1), components.named)
 
 
 def _pairs(which: Tensor, named: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_causal.infer._components import Components
 from pyro_causal.infer._given_graph import Fit, GivenGraph
 from pyro_causal.infer._local_scores import edge_rules
-from pyro_causal.infer._merging import drop_targets, merge_components
+from pyro_causal.infer._merging import drop_targets, join_idle, merge_components
 from pyro_causal.infer._node_scores import NodeScores
 from pyro_causal.infer._regime_laws import RegimeLaws
 from pyro_causal.infer._regressions import RandomFeatures
@@ -96,7 +96,8 @@ class StructureProblem:
             if fit.score > rival - HOPELESS * len(self.x):
                 fit = merge_components(given, fit.components)
                 fit = given.score(given.settle(fit.components, steps=self.steps))
-                fit = fit if self.targets is not None else drop_targets(given, fit)
+                if self.targets is None:
+                    fit = join_idle(given, drop_targets(given, fit))
             fits.append(fit)
             rival = max(rival, fit.score)
         return max(fits, key=lambda fit: fit.score)

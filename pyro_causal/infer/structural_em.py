@@ -21,6 +21,7 @@ from pyro_causal.infer.priors import BernoulliGraph
 __all__ = ["FoundStructure", "structural_em"]
 
 HELD = 0.2  # of the rows, for scores
+FEW = 5  # variables, for which there are two runs
 
 
 class FoundStructure(NamedTuple):
@@ -58,7 +59,7 @@ def structural_em(
     rounds: int = 4,
     steps: int = 15,
     starts: int = 3,
-    runs: int = 2,
+    runs: int | None = None,
 ) -> FoundStructure:
     r"""Find graph, regimes and targets.
 
@@ -101,7 +102,8 @@ def structural_em(
     - ``max_parents``: of a node.
     - ``rounds``, ``steps``: at most so many moves to a better graph, and steps in each.
     - ``starts``, ``runs``: so many mixtures of Gaussians are fitted, and from so many of the most
-      likely, regimes under each graph are; the best by score are taken.
+      likely, regimes under each graph are; the best by score are taken. By default there are 2
+      runs with few variables (up to 5), which tell less of regimes, else 1, to save time.
 
     **Shapes**: ``x [N, d]``, ``labels [N]`` integers, ``targets [K, d]`` zeros and ones. Graphs of
     up to 11 nodes are found by exact search, else by climbing.
@@ -150,6 +152,8 @@ def structural_em(
     names = len(targets) if targets is not None else 0 if labels is None else int(labels.max()) + 1
     named = torch.arange(allowed.shape[1], device=x.device) < names
     first = [Components(q, allowed, named) for q in fit_gaussians(x, allowed, starts=starts)]
+    if runs is None:
+        runs = 2 if x.shape[1] <= FEW else 1
     graph, fit = find_structure(problem, first[:runs], rounds=rounds)
     return FoundStructure(graph, fit.components.q.to(dtype), fit.targets, fit.score)
 
