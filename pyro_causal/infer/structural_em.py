@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_causal.infer._gaussian_start import fit_gaussians, responsibilities
 from pyro_causal.infer._node_scores import NodeScores
 from pyro_causal.infer._regime_laws import RegimeLaws
-from pyro_causal.infer._regressions import RandomFeatures
+from pyro_causal.infer._regressions import Assumptions, RandomFeatures
 from pyro_causal.infer.dag_search import FoundGraph, climb_dag, exact_dag
 from pyro_causal.infer.priors import BernoulliGraph
 
@@ -46,6 +46,7 @@ def structural_em(
     truncation: int = 16,
     units: int = 0,
     imperfect: bool = False,
+    varying: bool = False,
     labels: Tensor | None = None,
     targets: Tensor | None = None,
     prior: BernoulliGraph | None = None,
@@ -81,6 +82,8 @@ def structural_em(
     - ``units``: random features of the regressions on parents; 0 makes them linear, 100 are good
       for functions of a few parents of any shape.
     - ``imperfect``: whether interventions may leave parents in place.
+    - ``varying``: whether the spread and the shape of residuals depend on the parents, as where
+      noise enters a function of any shape. Graphs are found by climbing then.
     - ``labels``: the component of each row, where known, else -1.
     - ``targets``: of each component, where known.
     - ``prior``: of edges.
@@ -92,7 +95,7 @@ def structural_em(
     - ``starts``: of the mixture of Gaussians, from which the most likely is taken.
 
     **Shapes**: ``x [N, d]``, ``labels [N]`` integers, ``targets [K, d]`` zeros and ones. Graphs of
-    up to 11 nodes are found by exact search, else by climbing.
+    up to 11 nodes are found by exact search, unless spreads vary, else by climbing.
 
     **Raises**: ``ValueError`` for NaN or infinity, variables that do not vary, fewer rows than
     variables, labels out of range, targets of another shape.
@@ -122,10 +125,11 @@ def structural_em(
     elif labels is not None and (labels >= 0).all():
         truncation = 1
     allowed = _allowed(x, labels, truncation)
-    few, many = (RandomFeatures(x, units=n) for n in (units, 2 * units))
+    few, many = (RandomFeatures(x, units=n) for n in (units, units if varying else 2 * units))
     held = torch.randperm(len(x), device=x.device) < max(1, HELD * len(x))
     q = fit_gaussians(x, allowed, starts=starts)
     named = labels is not None or targets is not None  # so that components keep their numbers
+    assumed = Assumptions(imperfect, varying, target, targets)
     found = last = None
     for _ in range(rounds):
         scores = NodeScores(
@@ -134,19 +138,15 @@ def structural_em(
             regimes=q.shape[1],
             features=few,
             held=held,
-            imperfect=imperfect,
+            assumed=assumed,
             edge=edge,
-            target=target,
-            targets=targets,
         )
-        found = _search(scores, x.shape[1], prior, max_parents)
+        found = _search(scores, x.shape[1], prior, max_parents, last)
         chosen = scores.targets(found.adjacency)
         if last is not None and torch.equal(found.adjacency, last):
             break
         last = found.adjacency
-        laws = RegimeLaws(
-            x, last, features=many, imperfect=imperfect, target=target, targets=targets
-        )
+        laws = RegimeLaws(x, last, features=many, assumed=assumed)
         q, allowed = _settle(laws, q, allowed, steps=steps, fixed=named)
     assert found is not None
     return FoundStructure(found.adjacency, q.to(dtype), chosen, found.score)
@@ -171,11 +171,25 @@ def _settle(
 
 
 def _search(
-    scores: NodeScores, nodes: int, prior: BernoulliGraph | None, max_parents: int | None
+    scores: NodeScores,
+    nodes: int,
+    prior: BernoulliGraph | None,
+    max_parents: int | None,
+    last: Tensor | None,
 ) -> FoundGraph:
-    if nodes <= EXACT:
-        return exact_dag(scores, nodes, prior=prior, max_parents=max_parents)
-    return climb_dag(scores, nodes, prior=prior, max_parents=max_parents)
+    """The best graph; where spreads vary, by climbs from no edges and from the last one, if any."""
+    if not scores.assumed.varying:
+        search = exact_dag if nodes <= EXACT else climb_dag
+        return search(scores, nodes, prior=prior, max_parents=max_parents)
+
+    def climb(scores: NodeScores, start: Tensor | None) -> FoundGraph:
+        return climb_dag(
+            scores, nodes, prior=prior, max_parents=max_parents, start=start, restarts=0
+        )
+
+    if last is None:
+        last = climb(scores.with_fixed_spread(), None).adjacency
+    return max((climb(scores, start) for start in (None, last)), key=lambda found: found.score)
 
 
 def _check(x: Tensor, labels: Tensor | None, targets: Tensor | None) -> None:
