@@ -129,6 +129,7 @@ class NodeScores:
                 q,
                 shared.targets[j],
                 parents=parents,
+                mean=shared.weights[j],
                 own=own[j] if choose else None,
             )
             columns.append(law.log_density(held, self.held[:, node]))

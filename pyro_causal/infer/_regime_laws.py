@@ -55,19 +55,21 @@ class RegimeLaws:
     def _base(self, node: int, q: Tensor, own: Tensor, price: Tensor) -> tuple[Tensor, Tensor]:
         """Log-densities ``[N]`` under the law of all regimes but the targets, and those ``[K]``."""
         a, y, labels = self.features[node], self.x[:, node], q.argmax(1)
-        gains = None
+        gains = mean = None
         if self.assumed.targets is None:
             gain = own.gather(1, labels.unsqueeze(1)).squeeze(1)
             gains = torch.zeros_like(price).index_add(0, labels, gain) - price
             order = labels.argsort(stable=True)
             sizes = torch.bincount(labels, minlength=q.shape[1]).tolist()
             moments = Moments.of(a[order], y[order, None], sizes)
-            chosen = choose_targets(moments, gains[None]).targets[0]
+            shared = choose_targets(moments, gains[None])
+            chosen, mean = shared.targets[0], shared.weights[0]
         else:
             chosen = self.assumed.targets[:, node]
         if not self.assumed.varying:
             return _regress(a, y, q[:, ~chosen].sum(1)), chosen
-        law, chosen = fit_base(a, y, q, chosen, parents=len(self.parents[node]), own=gains)
+        parents = len(self.parents[node])
+        law, chosen = fit_base(a, y, q, chosen, parents=parents, mean=mean, own=gains)
         return law.log_density(a, y), chosen
 
     def _own(self, node: int, q: Tensor) -> tuple[Tensor, Tensor]:

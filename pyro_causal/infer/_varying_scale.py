@@ -39,6 +39,12 @@ class VaryingLaw(NamedTuple):
     A mixture f, with distribution function F, is the shape that residuals have on the whole; the
     tilt t is how it depends on the parents.
 
+    The tilt is a density on (0, 1) in an orthogonal series, whose coefficients are regressions.
+
+    **References**: *Converting high-dimensional regression to high-dimensional conditional density
+    estimation*, https://arxiv.org/abs/1704.08095, of the values themselves there, and of their
+    ranks among residuals here, so that few terms are enough.
+
     **Shapes**: ``mean [m]`` the weights a, ``spread [s]`` the weights b of the first s features,
     ``shape`` the logarithms of w, the centres and the variances of the parts, ``[3, C]``, ``tilt``
     ``[s, B]`` the weights C.
@@ -67,16 +73,19 @@ class VaryingLaw(NamedTuple):
         return (here / whole).log()
 
 
-def fit_varying(features: Tensor, y: Tensor, weights: Tensor, *, parents: int) -> VaryingLaw:
+def fit_varying(
+    features: Tensor, y: Tensor, weights: Tensor, *, parents: int, mean: Tensor | None = None
+) -> VaryingLaw:
     """Fit a law to weighted rows: mean and log-variance in turn, then shape and tilt.
 
     Without parents it is Gaussian.
 
     **Shapes**: ``features [N, m]``, of which the first is 1 and the next are the parents, ``y [N]``
-    and ``weights [N]``.
+    and ``weights [N]``; ``mean [m]`` to start from, by default least squares.
     """
     total = weights.sum().clamp(min=1)
-    mean = _least_squares(features, y, weights)
+    if mean is None or not parents:
+        mean = _least_squares(features, y, weights)
     squares = (y - features @ mean).square()
     spread = torch.zeros_like(mean[: 1 + parents + UNITS])
     spread[0] = ((weights * squares).sum() / total + FLOOR).log()
@@ -101,6 +110,7 @@ def fit_base(
     targets: Tensor,
     *,
     parents: int,
+    mean: Tensor | None = None,
     own: Tensor | None = None,
 ) -> tuple[VaryingLaw, Tensor]:
     """Fit the law of regimes that are no targets, and those targets.
@@ -111,7 +121,7 @@ def fit_base(
     **Shapes**: responsibilities ``q [N, K]``, ``targets [K]`` booleans, ``own [K]`` the
     log-likelihood of the rows that most probably are of a regime, less the price of a target.
     """
-    law = fit_varying(features, y, q[:, ~targets].sum(1), parents=parents)
+    law = fit_varying(features, y, q[:, ~targets].sum(1), parents=parents, mean=mean)
     if own is None:
         return law, targets
     base = torch.zeros_like(own).index_add(0, q.argmax(1), law.log_density(features, y))
@@ -119,7 +129,8 @@ def fit_base(
     few = q[:, ~gaining].sum() < FEWEST * features.shape[1]
     if few or torch.equal(gaining, targets):
         return law, targets
-    return fit_varying(features, y, q[:, ~gaining].sum(1), parents=parents), gaining
+    rest = q[:, ~gaining].sum(1)
+    return fit_varying(features, y, rest, parents=parents, mean=law.mean), gaining
 
 
 def _log_variance(features: Tensor, spread: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ HELD = 0.2  # of the rows, for scores
 FEWEST = 20.0  # rows of a component
 TOLERANCE = 1e-3  # nats for a row
 EXACT = 11  # nodes, up to which all graphs are compared
+PATIENCE = 6  # of a climb where spreads vary, whose scores take longer
 
 
 class FoundStructure(NamedTuple):
@@ -177,19 +178,26 @@ def _search(
     max_parents: int | None,
     last: Tensor | None,
 ) -> FoundGraph:
-    """The best graph; where spreads vary, by climbs from no edges and from the last one, if any."""
+    """The best graph; where spreads vary, by climbing: from the last, at first from two starts."""
     if not scores.assumed.varying:
         search = exact_dag if nodes <= EXACT else climb_dag
         return search(scores, nodes, prior=prior, max_parents=max_parents)
 
     def climb(scores: NodeScores, start: Tensor | None) -> FoundGraph:
         return climb_dag(
-            scores, nodes, prior=prior, max_parents=max_parents, start=start, restarts=0
+            scores,
+            nodes,
+            prior=prior,
+            max_parents=max_parents,
+            start=start,
+            patience=PATIENCE,
+            restarts=0,
         )
 
-    if last is None:
-        last = climb(scores.with_fixed_spread(), None).adjacency
-    return max((climb(scores, start) for start in (None, last)), key=lambda found: found.score)
+    if last is not None:
+        return climb(scores, last)
+    rough = climb(scores.with_fixed_spread(), None).adjacency
+    return max((climb(scores, start) for start in (None, rough)), key=lambda found: found.score)
 
 
 def _check(x: Tensor, labels: Tensor | None, targets: Tensor | None) -> None:
