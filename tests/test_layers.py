@@ -35,8 +35,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         " < mechanisms.sem_neural mechanisms.sem_program < mechanisms",
         "infer.acyclicity infer._sticks infer._terms infer._factors < infer.priors infer._branches"
         " < infer._local_scores < infer._climber < infer.dag_search"
-        " < infer._regressions infer._gaussian_start < infer._node_scores infer._regime_laws"
-        " < infer.structural_em"
+        " < infer._regressions infer._gaussian_start < infer._varying_scale"
+        " < infer._node_scores infer._regime_laws < infer.structural_em"
         " < infer._mixture_elbo < infer._mixture_guide < infer.guides < infer.elbo"
         " < infer.adversarial < infer.checkpoint < infer._program < infer._batches < infer._steps"
         " < infer._faults < infer._signals < infer._loop < infer.training < infer",
