@@ -35,7 +35,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         " < mechanisms.sem_neural mechanisms.sem_program mechanisms.sem_mixture < mechanisms",
         "infer.acyclicity infer._sticks infer._terms < infer.priors infer._branches"
         " < infer._factors < infer._local_scores < infer._climber < infer.dag_search"
-        " < infer._regressions infer._gaussian_start infer._components"
+        " < infer._regressions infer._gaussian_start infer._components < infer._varying_scale"
         " < infer._node_scores infer._regime_laws < infer._given_graph < infer._merging"
         " < infer._structure_search < infer.structural_em"
         " < infer._mixture_elbo < infer._mixture_guide < infer.guides < infer.elbo"

@@ -8,7 +8,7 @@ from pyro_causal.datasets import draw_interventional_scm, sample_interventional_
 from pyro_causal.infer._gaussian_start import fit_gaussians, responsibilities
 from pyro_causal.infer._node_scores import NodeScores
 from pyro_causal.infer._regime_laws import RegimeLaws
-from pyro_causal.infer._regressions import RandomFeatures
+from pyro_causal.infer._regressions import Assumptions, RandomFeatures
 from pyro_causal.infer.priors import graph_prior
 from pyro_causal.infer.structural_em import structural_em
 from pyro_causal.metrics import adjusted_rand_index, hamming_distance
@@ -31,12 +31,12 @@ CHAIN = torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 0]])
 TARGETS = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0]])
 
 
-def scores_of(x, z, *, units=0, **options):
+def scores_of(x, z, *, units=0, edge=0.003, **options):
     x = (x - x.mean(0)) / x.std(0)
-    settings = {"imperfect": False, "edge": 0.003, "target": 0.0} | options
     features = RandomFeatures(x, units=units)
     held = torch.arange(len(x)) % 5 == 0
-    return NodeScores(x, z, regimes=3, features=features, held=held, **settings)
+    assumed = Assumptions(**options)
+    return NodeScores(x, z, regimes=3, features=features, held=held, assumed=assumed, edge=edge)
 
 
 # ---- scores -----------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_an_imperfect_law_of_its_own_is_chosen_where_it_predicts():
 
 def test_laws_explain_rows_as_the_truth_does():
     x, z = chain(9000)
-    laws = RegimeLaws(x, CHAIN, features=RandomFeatures(x, units=0), imperfect=False, target=0.0)
+    laws = RegimeLaws(x, CHAIN, features=RandomFeatures(x, units=0), assumed=Assumptions())
     density, targets = laws.log_likelihood(torch.nn.functional.one_hot(z, 3).double())
     assert torch.equal(targets.long(), TARGETS)
     last = Normal(-0.8 * x[:, 1], 0.4).log_prob(x[:, 2])
@@ -118,7 +118,9 @@ def test_laws_explain_rows_as_the_truth_does():
 def test_laws_of_imperfect_interventions():
     x, z = chain(9000, imperfect=True)
     q = torch.nn.functional.one_hot(z, 3).double()
-    laws = RegimeLaws(x, CHAIN, features=RandomFeatures(x, units=0), imperfect=True, target=0.0)
+    laws = RegimeLaws(
+        x, CHAIN, features=RandomFeatures(x, units=0), assumed=Assumptions(imperfect=True)
+    )
     density, _ = laws.log_likelihood(q)
     truth = Normal(-2.0 * x[:, 0], 1.0).log_prob(x[:, 1])
     rest = Normal(0.0, 1.0).log_prob(x[:, 0]) + Normal(-0.8 * x[:, 1], 0.4).log_prob(x[:, 2])
@@ -178,6 +180,38 @@ def test_curves_need_units():
     assert torch.equal(found.adjacency, CHAIN)
     straight = structural_em(x, truncation=4)
     assert found.score > straight.score
+
+
+@pytest.mark.parametrize("cause", [0, 1])
+def test_a_spread_that_varies_shows_the_direction(cause):
+    x = torch.randn(3000).double()
+    y = 0.5 * x + (0.7 * x - 1).exp() * torch.randn(3000).double()
+    table = torch.stack([x, y] if cause == 0 else [y, x], 1)
+    one = torch.zeros(3000, dtype=torch.long)
+    found = structural_em(table, labels=one, units=40, edge=0.01, varying=True)
+    assert found.adjacency[cause, 1 - cause] == 1
+    assert found.score > structural_em(table, labels=one, units=40, edge=0.01).score + 500
+
+
+def test_regimes_where_spreads_vary():
+    z = torch.arange(3000) % 3
+    x = torch.where(z == 1, 3 + 0.2 * torch.randn(3000), torch.randn(3000)).double()
+    y = x.sin() + (0.5 * x - 1).exp() * torch.randn(3000).double()
+    y = torch.where(z == 2, -6 + 0.2 * torch.randn(3000).double(), y)
+    table = torch.stack([y, x], 1)
+    found = structural_em(
+        table, truncation=4, units=40, imperfect=True, edge=0.01, target=0.01, varying=True
+    )
+    assert found.adjacency.tolist() == [[0, 0], [1, 0]]
+    assert adjusted_rand_index(found.responsibilities.argmax(1), z) > 0.85
+
+
+def test_known_targets_where_spreads_vary():
+    x, z = chain()
+    known = TARGETS | torch.tensor([0, 0, 1])
+    found = structural_em(x, labels=z, targets=known, units=20, edge=0.01, varying=True)
+    assert torch.equal(found.targets.long(), known)
+    assert not found.adjacency[:, 2].any()
 
 
 def test_imperfect_interventions():

@@ -45,7 +45,7 @@ class GivenGraph:
 
     def __init__(self, laws: RegimeLaws, *, held: Tensor, edges: float, target: float) -> None:
         self.laws, self.held, self.edges, self.target = laws, held, edges, target
-        self.may_die = laws.known is None
+        self.may_die = laws.assumed.targets is None
 
     def knowing(self, targets: Tensor) -> GivenGraph:
         """The same with known targets ``[K, d]``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from pyro_causal.infer._regressions import (
     OWN,
+    Assumptions,
     Moments,
     RandomFeatures,
     Shared,
@@ -18,6 +20,7 @@ from pyro_causal.infer._regressions import (
     gaussian,
     parameter_price,
 )
+from pyro_causal.infer._varying_scale import fit_base
 
 __all__ = ["NodeScores"]
 
@@ -36,9 +39,8 @@ class NodeScores:
     - ``x``: rows ``[N, d]``, standardised; ``labels``: the regime of each, ``[N]`` below
       ``regimes``; ``held``: which of them are held out, booleans ``[N]``.
     - ``features``: of these rows.
-    - ``imperfect``: whether targets may keep their parents.
-    - ``edge``, ``target``: what each costs, in nats for each row of the data.
-    - ``targets``: known ones ``[K, d]``, booleans.
+    - ``assumed``: of laws and targets.
+    - ``edge``: what it costs, in nats for each row of the data.
     """
 
     def __init__(
@@ -49,13 +51,11 @@ class NodeScores:
         regimes: int,
         features: RandomFeatures,
         held: Tensor,
-        imperfect: bool,
+        assumed: Assumptions,
         edge: float,
-        target: float,
-        targets: Tensor | None = None,
     ) -> None:
-        self.regimes, self.features, self.imperfect = regimes, features, imperfect
-        self.edge, self.target, self.known = edge * len(x), target * len(x), targets
+        self.regimes, self.features, self.assumed = regimes, features, assumed
+        self.edge, self.target = edge * len(x), assumed.target * len(x)
         self.penalty = parameter_price(len(x))
         order = labels.argsort(stable=True)
         self.fit_rows, self.held_rows = order[~held[order]], order[held[order]]
@@ -65,35 +65,75 @@ class NodeScores:
         self.weight = len(x) / len(self.held)
         alone = Moments.of(self.x.new_ones(len(self.x), 1), self.x, self.sizes)
         self.means, self.variances, self.alone = fit_own(alone, price=self.penalty)
-        self.found: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self.found: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, parents: tuple[int, ...], nodes: tuple[int, ...]) -> Tensor:
         """The scores ``[len(nodes)]`` of nodes that all have these parents."""
-        index = list(nodes)
-        every = self.features(parents)
-        fitted, held = every[self.fit_rows], every[self.held_rows]
-        moments = Moments.of(fitted, self.x[:, index], self.sizes)
-        own, density = self._own(moments, held, index, parents)
-        shared = self._shared(moments, own, index)
-        for node, targets in zip(nodes, shared.targets, strict=True):
-            self.found[node, parents] = targets
-        base = gaussian((self.held[:, index] - held @ shared.weights.mT) ** 2, shared.variance)
-        density = torch.where(shared.targets.mT[self.held_labels], density, base)
-        total = density.clamp(min=WORST).sum(0) * self.weight
-        return total - self.edge * len(parents) - self.target * shared.targets.sum(1)
+        new = [node for node in nodes if (node, parents) not in self.found]
+        if new:
+            scores, targets = self._score(parents, new)
+            for node, score, which in zip(new, scores, targets, strict=True):
+                self.found[node, parents] = score, which
+        return torch.stack([self.found[node, parents][0] for node in nodes])
+
+    def with_fixed_spread(self) -> NodeScores:
+        """The same scores for laws whose spread does not depend on the parents, which are fast."""
+        other = copy.copy(self)
+        other.assumed, other.found = self.assumed._replace(varying=False), {}
+        return other
 
     def targets(self, adjacency: Tensor) -> Tensor:
         """Those found with the parents of a graph, ``[K, d]``."""
         parents = [tuple(column.nonzero().flatten().tolist()) for column in adjacency.mT]
         for node, which in enumerate(parents):
-            if (node, which) not in self.found:
-                self(which, (node,))
-        return torch.stack([self.found[node, which] for node, which in enumerate(parents)], 1)
+            self(which, (node,))
+        return torch.stack([self.found[node, which][1] for node, which in enumerate(parents)], 1)
+
+    def _score(self, parents: tuple[int, ...], nodes: list[int]) -> tuple[Tensor, Tensor]:
+        """Scores and targets ``[J, K]`` of nodes."""
+        every = self.features(parents)
+        fitted, held = every[self.fit_rows], every[self.held_rows]
+        moments = Moments.of(fitted, self.x[:, nodes], self.sizes)
+        own, density = self._own(moments, held, nodes, parents)
+        shared = self._shared(moments, own, nodes)
+        if self.assumed.varying:
+            base = self._varying(fitted, held, own, shared, nodes, len(parents))
+        else:
+            base = gaussian((self.held[:, nodes] - held @ shared.weights.mT) ** 2, shared.variance)
+        density = torch.where(shared.targets.mT[self.held_labels], density, base)
+        total = density.clamp(min=WORST).sum(0) * self.weight
+        price = self.edge * len(parents) + self.target * shared.targets.sum(1)
+        return total - price, shared.targets
 
     def _shared(self, moments: Moments, own: Tensor, index: list[int]) -> Shared:
-        if self.known is not None:
-            return fit_shared(moments, own, self.known[:, index].mT)
+        if self.assumed.targets is not None:
+            return fit_shared(moments, own, self.assumed.targets[:, index].mT)
         return choose_targets(moments, own)
+
+    def _varying(
+        self,
+        fitted: Tensor,
+        held: Tensor,
+        own: Tensor,
+        shared: Shared,
+        nodes: list[int],
+        parents: int,
+    ) -> Tensor:
+        """Log-densities of held rows ``[H, J]`` under laws of varying spread; puts targets."""
+        q = torch.nn.functional.one_hot(self.labels, self.regimes).to(fitted)
+        choose, columns = self.assumed.targets is None, []
+        for j, node in enumerate(nodes):
+            law, shared.targets[j] = fit_base(
+                fitted,
+                self.x[:, node],
+                q,
+                shared.targets[j],
+                parents=parents,
+                mean=shared.weights[j],
+                own=own[j] if choose else None,
+            )
+            columns.append(law.log_density(held, self.held[:, node]))
+        return torch.stack(columns, 1)
 
     def _own(
         self, moments: Moments, held: Tensor, index: list[int], parents: Sequence[int]
@@ -102,7 +142,7 @@ class NodeScores:
         own, z = self.alone[index] - self.target, self.held_labels
         means = self.means[:, 0, index]
         density = gaussian((self.held[:, index] - means[z]) ** 2, self.variances[:, index][z])
-        if not (self.imperfect and parents):
+        if not (self.assumed.imperfect and parents):
             return own, density
         size = 1 + len(parents) + min(OWN, self.features.units)
         weights, variances, totals = fit_own(moments.features(size), price=self.penalty)

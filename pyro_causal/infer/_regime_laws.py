@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_causal.infer._regressions import (
     FLOOR,
     OWN,
+    Assumptions,
     Moments,
     RandomFeatures,
     choose_targets,
@@ -17,6 +18,7 @@ from pyro_causal.infer._regressions import (
     parameter_price,
     ridge,
 )
+from pyro_causal.infer._varying_scale import fit_base
 
 __all__ = ["RegimeLaws"]
 
@@ -24,7 +26,7 @@ __all__ = ["RegimeLaws"]
 class RegimeLaws:
     """The laws of all nodes given a graph, refitted to any responsibilities.
 
-    **Arguments**: ``x``, ``features``, ``imperfect``, ``target`` and ``targets`` as for
+    **Arguments**: ``x``, ``features`` and ``assumed`` as for
     :class:`~pyro_causal.infer._node_scores.NodeScores`; ``adjacency`` ``[d, d]``.
     """
 
@@ -34,12 +36,10 @@ class RegimeLaws:
         adjacency: Tensor,
         *,
         features: RandomFeatures,
-        imperfect: bool,
-        target: float,
-        targets: Tensor | None = None,
+        assumed: Assumptions,
     ) -> None:
-        self.x, self.imperfect, self.known = x, imperfect, targets
-        self.target = target * len(x)
+        self.x, self.assumed = x, assumed
+        self.target = assumed.target * len(x)
         self.penalty = parameter_price(len(x))
         self.parents = [column.nonzero().flatten().tolist() for column in adjacency.mT]
         self.features = [features(parents) for parents in self.parents]
@@ -47,29 +47,38 @@ class RegimeLaws:
     def knowing(self, targets: Tensor) -> RegimeLaws:
         """The same with known targets."""
         other = copy.copy(self)
-        other.known = targets
+        other.assumed = self.assumed._replace(targets=targets)
         return other
 
     def log_likelihood(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """The log-density of each row in each regime ``[N, K]``, and targets ``[K, d]``."""
-        labels = q.argmax(1)
-        order = labels.argsort(stable=True)
-        sizes = torch.bincount(labels, minlength=q.shape[1]).tolist()
         total, targets = torch.zeros_like(q), []
         for node in range(len(self.parents)):
             own, price = self._own(node, q)
-            a, y = self.features[node], self.x[:, node]
-            if self.known is None:
-                gain = own.gather(1, labels.unsqueeze(1)).squeeze(1)
-                gains = torch.zeros_like(price).index_add(0, labels, gain) - price
-                moments = Moments.of(a[order], y[order, None], sizes)
-                chosen = choose_targets(moments, gains[None]).targets[0]
-            else:
-                chosen = self.known[:, node]
-            base = _regress(a, y, q[:, ~chosen].sum(1))
+            base, chosen = self._base(node, q, own, price)
             total += torch.where(chosen, own, base.unsqueeze(-1))
             targets.append(chosen)
         return total, torch.stack(targets, 1)
+
+    def _base(self, node: int, q: Tensor, own: Tensor, price: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-densities ``[N]`` under the law of all regimes but the targets, and those ``[K]``."""
+        a, y, labels = self.features[node], self.x[:, node], q.argmax(1)
+        gains = mean = None
+        if self.assumed.targets is None:
+            gain = own.gather(1, labels.unsqueeze(1)).squeeze(1)
+            gains = torch.zeros_like(price).index_add(0, labels, gain) - price
+            order = labels.argsort(stable=True)
+            sizes = torch.bincount(labels, minlength=q.shape[1]).tolist()
+            moments = Moments.of(a[order], y[order, None], sizes)
+            shared = choose_targets(moments, gains[None])
+            chosen, mean = shared.targets[0], shared.weights[0]
+        else:
+            chosen = self.assumed.targets[:, node]
+        if not self.assumed.varying:
+            return _regress(a, y, q[:, ~chosen].sum(1)), chosen
+        parents = len(self.parents[node])
+        law, chosen = fit_base(a, y, q, chosen, parents=parents, mean=mean, own=gains)
+        return law.log_density(a, y), chosen
 
     def _own(self, node: int, q: Tensor) -> tuple[Tensor, Tensor]:
         """Log-densities ``[N, K]`` under laws of each regime's own, and their prices ``[K]``."""
@@ -80,7 +89,7 @@ class RegimeLaws:
         price = torch.full_like(counts, 2 * self.penalty + self.target)
         parents, every = self.parents[node], self.features[node]
         size = min(1 + len(parents) + OWN, every.shape[1])
-        if not (self.imperfect and parents):
+        if not (self.assumed.imperfect and parents):
             return own, price
         for k in (counts >= 2 * size).nonzero().flatten().tolist():
             density = _regress(every[:, :size], y[:, 0], q[:, k], strength=1e-4)

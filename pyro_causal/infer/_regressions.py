@@ -12,6 +12,7 @@ from torch import Tensor
 __all__ = [
     "FLOOR",
     "OWN",
+    "Assumptions",
     "Moments",
     "RandomFeatures",
     "Shared",
@@ -26,6 +27,23 @@ __all__ = [
 FLOOR = 1e-8  # of variances, where variables have variance one
 RIDGE = 1e-6  # of each feature's second moment
 OWN = 20  # random features of a regression in one regime, which has fewer rows
+
+
+class Assumptions(NamedTuple):
+    """What is assumed of laws and targets.
+
+    **Arguments**
+
+    - ``imperfect``: whether targets may keep their parents.
+    - ``varying``: whether the spread of residuals depends on the parents.
+    - ``target``: what a target costs, in nats for each row of the data.
+    - ``targets``: known ones ``[K, d]``, booleans.
+    """
+
+    imperfect: bool = False
+    varying: bool = False
+    target: float = 0.0
+    targets: Tensor | None = None
 
 
 class RandomFeatures:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from pyro_causal.infer._local_scores import edge_rules
 from pyro_causal.infer._merging import drop_targets, join_idle, merge_components
 from pyro_causal.infer._node_scores import NodeScores
 from pyro_causal.infer._regime_laws import RegimeLaws
-from pyro_causal.infer._regressions import RandomFeatures
+from pyro_causal.infer._regressions import Assumptions, RandomFeatures
 from pyro_causal.infer.acyclicity import is_dag
 from pyro_causal.infer.dag_search import climb_dag, exact_dag
 from pyro_causal.infer.priors import BernoulliGraph
@@ -22,6 +24,7 @@ from pyro_causal.infer.priors import BernoulliGraph
 __all__ = ["StructureProblem", "find_structure"]
 
 EXACT = 11  # nodes, up to which all graphs are compared
+PATIENCE = 6  # of a climb where spreads vary
 REVERSALS = 2  # of edges, tried from one graph
 HOPELESS = 0.05  # nats for a row, that mergers do not win back
 
@@ -38,11 +41,9 @@ class StructureProblem:
     held: Tensor
     few: RandomFeatures
     many: RandomFeatures
-    imperfect: bool
+    assumed: Assumptions
     edge: float
-    target: float
     steps: int
-    targets: Tensor | None = None
     prior: BernoulliGraph | None = None
     max_parents: int | None = None
 
@@ -54,17 +55,26 @@ class StructureProblem:
             regimes=components.q.shape[1],
             features=self.few,
             held=self.held,
-            imperfect=self.imperfect,
+            assumed=self.assumed,
             edge=self.edge,
-            target=self.target,
-            targets=self.targets,
         )
 
-    def search(self, scores: NodeScores) -> Tensor:
-        """The best graph, ``[d, d]``."""
+    def search(self, scores: NodeScores, last: Tensor | None = None) -> Tensor:
+        """The best graph, ``[d, d]``; where spreads vary, by climbing from the last or two starts.
+
+        Their scores take longer, and a climb asks for few.
+        """
         nodes = self.x.shape[1]
-        search = exact_dag if nodes <= EXACT else climb_dag
-        return search(scores, nodes, prior=self.prior, max_parents=self.max_parents).adjacency
+        rules: Any = {"prior": self.prior, "max_parents": self.max_parents}
+        if not self.assumed.varying:
+            search = exact_dag if nodes <= EXACT else climb_dag
+            return search(scores, nodes, **rules).adjacency
+        climb: Any = partial(climb_dag, nodes=nodes, patience=PATIENCE, restarts=0, **rules)
+        starts = [last]
+        if last is None:
+            starts.append(climb(scores.with_fixed_spread()).adjacency)
+        found = (climb(scores, start=start) for start in starts)
+        return max(found, key=lambda graph: graph.score).adjacency
 
     def given(self, graph: Tensor) -> GivenGraph:
         """Regimes under a graph."""
@@ -72,9 +82,7 @@ class StructureProblem:
             self.x,
             graph,
             features=self.many,
-            imperfect=self.imperfect,
-            target=self.target,
-            targets=self.targets,
+            assumed=self.assumed,
         )
         size, edges = len(self.x), float(graph.sum())
         odds = edge_rules("structural_em", len(graph), self.prior, self.max_parents).odds
@@ -82,7 +90,7 @@ class StructureProblem:
             laws,
             held=self.held,
             edges=self.edge * size * edges - float(odds[graph.cpu() != 0].sum()),
-            target=self.target * size,
+            target=self.assumed.target * size,
         )
 
     def fit(self, graph: Tensor, starts: Sequence[Components], *, rival: float = -torch.inf) -> Fit:
@@ -96,7 +104,7 @@ class StructureProblem:
             if fit.score > rival - HOPELESS * len(self.x):
                 fit = merge_components(given, fit.components)
                 fit = given.score(given.settle(fit.components, steps=self.steps))
-                if self.targets is None:
+                if self.assumed.targets is None:
                     fit = join_idle(given, drop_targets(given, fit))
             fits.append(fit)
             rival = max(rival, fit.score)
@@ -131,7 +139,7 @@ def find_structure(
 def _others(problem: StructureProblem, graph: Tensor, components: Components) -> Iterator[Tensor]:
     """The best graph for given regimes, then those with an edge reversed that lose least."""
     scores = problem.scores(components)
-    yield problem.search(scores)
+    yield problem.search(scores, graph)
     rules = edge_rules("structural_em", len(graph), problem.prior, problem.max_parents)
     odds = rules.odds.to(graph.device)
 

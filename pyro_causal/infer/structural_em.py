@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_causal.infer._components import Components
 from pyro_causal.infer._gaussian_start import fit_gaussians
-from pyro_causal.infer._regressions import RandomFeatures
+from pyro_causal.infer._regressions import Assumptions, RandomFeatures
 from pyro_causal.infer._structure_search import StructureProblem, find_structure
 from pyro_causal.infer.priors import BernoulliGraph
 
@@ -50,6 +50,7 @@ def structural_em(
     truncation: int = 16,
     units: int = 0,
     imperfect: bool = False,
+    varying: bool = False,
     labels: Tensor | None = None,
     targets: Tensor | None = None,
     prior: BernoulliGraph | None = None,
@@ -93,6 +94,8 @@ def structural_em(
     - ``units``: random features of the regressions on parents; 0 makes them linear, 100 are good
       for functions of a few parents of any shape.
     - ``imperfect``: whether interventions may leave parents in place.
+    - ``varying``: whether the spread and the shape of residuals depend on the parents, as where
+      noise enters a function of any shape. Graphs are found by climbing then.
     - ``labels``: the component of each row, where known, else -1.
     - ``targets``: of each component, where known.
     - ``prior``: of edges.
@@ -106,7 +109,7 @@ def structural_em(
       runs with few variables (up to 5), which tell less of regimes, else 1, to save time.
 
     **Shapes**: ``x [N, d]``, ``labels [N]`` integers, ``targets [K, d]`` zeros and ones. Graphs of
-    up to 11 nodes are found by exact search, else by climbing.
+    up to 11 nodes are found by exact search, unless spreads vary, else by climbing.
 
     **Raises**: ``ValueError`` for NaN or infinity, variables that do not vary, fewer rows than
     variables, labels out of range, targets of another shape.
@@ -140,11 +143,9 @@ def structural_em(
         torch.randperm(len(x), device=x.device) < max(1, HELD * len(x)),
         few=RandomFeatures(x, units=units),
         many=RandomFeatures(x, units=2 * units),
-        imperfect=imperfect,
+        assumed=Assumptions(imperfect, varying, target, targets),
         edge=edge,
-        target=target,
         steps=steps,
-        targets=targets,
         prior=prior,
         max_parents=max_parents,
     )

@@ -1,0 +1,111 @@
+"""Laws whose residuals have a spread, and a shape, that depend on the parents."""
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from pyro_causal.infer._regressions import RandomFeatures
+from pyro_causal.infer._varying_scale import fit_base, fit_varying
+
+
+def fan(size=6000):
+    """A cause, and an effect whose spread grows with it."""
+    x = torch.randn(size).double()
+    y = 0.5 * x.sin() + (0.6 * x - 1).exp() * torch.randn(size).double()
+    return x, y
+
+
+def features_of(x, *, units=60):
+    return RandomFeatures(x.unsqueeze(1), units=units)([0])
+
+
+def truth(x, y):
+    return Normal(0.5 * x.sin(), (0.6 * x - 1).exp()).log_prob(y)
+
+
+def test_a_weighted_fit_recovers_the_spread():
+    x, y = fan()
+    weights = (torch.rand(6000) < 0.7).double()
+    wrong = torch.where(weights > 0, y, 3 * torch.randn(6000).double())
+    a = features_of(x)
+    law = fit_varying(a, wrong, weights, parents=1)
+    inner = x.abs() < 1.5
+    found = a[:, : len(law.spread)] @ law.spread
+    scale = law.shape[0].exp() @ law.shape[2] + law.shape[0].exp() @ law.shape[1].square()
+    error = (found + scale.log() - 2 * (0.6 * x - 1))[inner]
+    assert error.abs().mean() < 0.15
+    assert (a @ law.mean - 0.5 * x.sin())[inner].abs().mean() < 0.04
+
+
+def test_held_out_rows_are_as_likely_as_under_the_truth():
+    x, y = fan(9000)
+    a = features_of(x)
+    law = fit_varying(a[:6000], y[:6000], torch.ones(6000).double(), parents=1)
+    gap = truth(x, y)[6000:].mean() - law.log_density(a[6000:], y[6000:]).mean()
+    assert -0.01 < gap < 0.04
+    constant = Normal(y.mean(), y.std()).log_prob(y)[6000:].mean()
+    assert truth(x, y)[6000:].mean() > constant + 0.15
+
+
+def test_a_tilt_follows_a_shape_that_turns_with_the_parent():
+    x = torch.randn(9000).double()
+    skewed = torch.distributions.Gamma(1.0, 1.0).sample((9000,)).double() - 1
+    y = torch.where(x > 0, skewed, -skewed)  # of the same mean and variance on both sides
+    a = features_of(x)
+    law = fit_varying(a[:6000], y[:6000], torch.ones(6000).double(), parents=1)
+    flat = law._replace(tilt=torch.zeros_like(law.tilt))
+    gain = law.log_density(a[6000:], y[6000:]) - flat.log_density(a[6000:], y[6000:])
+    assert gain.mean() > 0.12
+
+
+def test_chance_has_no_tilt():
+    x = torch.randn(6000).double()
+    y = torch.randn(6000).double()
+    law = fit_varying(features_of(x), y, torch.ones(6000).double(), parents=1)
+    assert law.tilt.abs().max() < 0.15
+    assert law.log_density(features_of(x), y).mean() < Normal(0.0, 1.0).log_prob(y).mean() + 0.01
+
+
+def test_densities_integrate_to_one():
+    x, y = fan()
+    y = torch.where(x > 0, y.abs(), y)
+    a = features_of(x)
+    law = fit_varying(a, y, torch.ones(6000).double(), parents=1)
+    assert law.tilt.any()
+    line = torch.linspace(-25, 25, 200_001).double()
+    for row in a[:5]:
+        density = law.log_density(row.expand(len(line), -1), line).exp()
+        assert torch.trapezoid(density, line).item() == pytest.approx(1.0, abs=5e-3)
+
+
+def test_without_parents_a_law_is_gaussian_but_for_strays():
+    y = 2 + 0.3 * torch.randn(4000).double()
+    law = fit_varying(torch.ones(4000, 1).double(), y, torch.ones(4000).double(), parents=0)
+    density = law.log_density(torch.ones(3, 1).double(), torch.tensor([2.0, 2.3, 9.0]).double())
+    gaussian = Normal(y.mean(), y.std()).log_prob(torch.tensor([2.0, 2.3]).double())
+    torch.testing.assert_close(density[:2], gaussian, rtol=0.0, atol=0.02)
+    assert density[2] > -20  # and not -270
+
+
+def test_targets_are_chosen_by_the_law_that_varies():
+    x, y = fan()
+    z = torch.arange(6000) % 4
+    y = torch.where(z == 3, 3 + 0.1 * torch.randn(6000).double(), y)
+    q = torch.nn.functional.one_hot(z, 4).double()
+    parts = [y[z == k] for k in range(4)]
+    own = torch.stack([Normal(part.mean(), part.std()).log_prob(part).sum() for part in parts])
+    start = torch.tensor([False, True, False, True])
+    a = features_of(x)
+    law, targets = fit_base(a, y, q, start, parents=1, own=own)
+    assert targets.tolist() == [False, False, False, True]
+    again = fit_varying(a, y, (z != 3).double(), parents=1)
+    torch.testing.assert_close(law.log_density(a, y), again.log_density(a, y))
+    _, kept = fit_base(a, y, q, start, parents=1)
+    assert torch.equal(kept, start)
+
+
+def test_laws_of_no_rows_are_finite():
+    x, y = fan(500)
+    q = torch.ones(500, 1).double()
+    law, _ = fit_base(features_of(x), y, q, torch.tensor([True]), parents=1)
+    assert law.log_density(features_of(x), y).isfinite().all()
