@@ -84,7 +84,9 @@ def structural_em(
       for functions of a few parents of any shape.
     - ``imperfect``: whether interventions may leave parents in place.
     - ``varying``: whether the spread and the shape of residuals depend on the parents, as where
-      noise enters a function of any shape. Graphs are found by climbing then.
+      noise enters a function of any shape. Graphs are found by climbing then. In between, laws
+      have fixed spreads all the same: the others explain rows of interventions, too, and regimes
+      are lost.
     - ``labels``: the component of each row, where known, else -1.
     - ``targets``: of each component, where known.
     - ``prior``: of edges.
@@ -126,7 +128,7 @@ def structural_em(
     elif labels is not None and (labels >= 0).all():
         truncation = 1
     allowed = _allowed(x, labels, truncation)
-    few, many = (RandomFeatures(x, units=n) for n in (units, units if varying else 2 * units))
+    few, many = (RandomFeatures(x, units=n) for n in (units, 2 * units))
     held = torch.randperm(len(x), device=x.device) < max(1, HELD * len(x))
     q = fit_gaussians(x, allowed, starts=starts)
     named = labels is not None or targets is not None  # so that components keep their numbers
