@@ -8,7 +8,7 @@ from pyro_causal.infer import _structure_search
 from pyro_causal.infer._components import Components
 from pyro_causal.infer._given_graph import Fit
 from pyro_causal.infer._merging import drop_targets, join_idle, merge_components
-from pyro_causal.infer._regressions import RandomFeatures
+from pyro_causal.infer._regressions import Assumptions, RandomFeatures
 from pyro_causal.infer._structure_search import StructureProblem, find_structure
 from pyro_causal.infer.priors import graph_prior
 from pyro_causal.metrics import adjusted_rand_index
@@ -27,11 +27,13 @@ def pair(size=3000, *, imperfect=False):
     return (x - x.mean(0)) / x.std(0), z
 
 
-def problem(x, *, imperfect=False, **options):
+def problem(x, *, imperfect=False, target=PRICE, targets=None, prior=None):
     linear = RandomFeatures(x, units=0)
-    settings = {"edge": PRICE, "target": PRICE, "steps": 15} | options
     held = torch.arange(len(x)) % 5 == 0
-    return StructureProblem(x, held, linear, linear, imperfect=imperfect, **settings)
+    assumed = Assumptions(imperfect, target=target, targets=targets)
+    return StructureProblem(
+        x, held, linear, linear, assumed=assumed, edge=PRICE, steps=15, prior=prior
+    )
 
 
 def components(z, number, *, named=0):

@@ -120,13 +120,12 @@ class NodeScores:
         parents: int,
     ) -> Tensor:
         """Log-densities of held rows ``[H, J]`` under laws of varying spread; puts targets."""
-        q = torch.nn.functional.one_hot(self.labels, self.regimes).to(fitted)
         choose, columns = self.assumed.targets is None, []
         for j, node in enumerate(nodes):
             law, shared.targets[j] = fit_base(
                 fitted,
                 self.x[:, node],
-                q,
+                self.labels,
                 shared.targets[j],
                 parents=parents,
                 mean=shared.weights[j],

@@ -18,13 +18,14 @@ from pyro_causal.infer._regressions import (
     parameter_price,
     ridge,
 )
-from pyro_causal.infer._varying_scale import fit_base
 
 __all__ = ["RegimeLaws"]
 
 
 class RegimeLaws:
     """The laws of all nodes given a graph, refitted to any responsibilities.
+
+    Their residuals are Gaussian, of the same spread for all parents.
 
     **Arguments**: ``x``, ``features`` and ``assumed`` as for
     :class:`~pyro_causal.infer._node_scores.NodeScores`; ``adjacency`` ``[d, d]``.
@@ -63,22 +64,16 @@ class RegimeLaws:
     def _base(self, node: int, q: Tensor, own: Tensor, price: Tensor) -> tuple[Tensor, Tensor]:
         """Log-densities ``[N]`` under the law of all regimes but the targets, and those ``[K]``."""
         a, y, labels = self.features[node], self.x[:, node], q.argmax(1)
-        gains = mean = None
         if self.assumed.targets is None:
             gain = own.gather(1, labels.unsqueeze(1)).squeeze(1)
             gains = torch.zeros_like(price).index_add(0, labels, gain) - price
             order = labels.argsort(stable=True)
             sizes = torch.bincount(labels, minlength=q.shape[1]).tolist()
             moments = Moments.of(a[order], y[order, None], sizes)
-            shared = choose_targets(moments, gains[None])
-            chosen, mean = shared.targets[0], shared.weights[0]
+            chosen = choose_targets(moments, gains[None]).targets[0]
         else:
             chosen = self.assumed.targets[:, node]
-        if not self.assumed.varying:
-            return _regress(a, y, q[:, ~chosen].sum(1)), chosen
-        parents = len(self.parents[node])
-        law, chosen = fit_base(a, y, q, chosen, parents=parents, mean=mean, own=gains)
-        return law.log_density(a, y), chosen
+        return _regress(a, y, q[:, ~chosen].sum(1)), chosen
 
     def _own(self, node: int, q: Tensor) -> tuple[Tensor, Tensor]:
         """Log-densities ``[N, K]`` under laws of each regime's own, and their prices ``[K]``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_causal.infer._components import Components
 from pyro_causal.infer._given_graph import Fit, GivenGraph
-from pyro_causal.infer._local_scores import edge_rules
+from pyro_causal.infer._local_scores import EdgeRules, edge_rules
 from pyro_causal.infer._merging import drop_targets, join_idle, merge_components
 from pyro_causal.infer._node_scores import NodeScores
 from pyro_causal.infer._regime_laws import RegimeLaws
@@ -76,6 +76,19 @@ class StructureProblem:
         found = (climb(scores, start=start) for start in starts)
         return max(found, key=lambda graph: graph.score).adjacency
 
+    @property
+    def rules(self) -> EdgeRules:
+        """Which edges may be, and the log odds of the others."""
+        return edge_rules("structural_em", self.x.shape[1], self.prior, self.max_parents)
+
+    def total(self, scores: NodeScores, graph: Tensor, nodes: Iterable[int]) -> float:
+        """The scores of nodes with their parents in a graph, and the odds of those edges."""
+        total, odds = 0.0, self.rules.odds
+        for node in nodes:
+            parents = graph[:, node].nonzero().flatten().tolist()
+            total += float(scores(tuple(parents), (node,)).sum() + odds[parents, node].sum())
+        return total
+
     def given(self, graph: Tensor) -> GivenGraph:
         """Regimes under a graph."""
         laws = RegimeLaws(
@@ -85,7 +98,7 @@ class StructureProblem:
             assumed=self.assumed,
         )
         size, edges = len(self.x), float(graph.sum())
-        odds = edge_rules("structural_em", len(graph), self.prior, self.max_parents).odds
+        odds = self.rules.odds
         return GivenGraph(
             laws,
             held=self.held,
@@ -120,6 +133,8 @@ def find_structure(
     Each has regimes of its own, from the same starts: those of another graph may be wrong, and
     speak for it.
     """
+    if problem.assumed.varying:
+        return _alternate(problem, starts[0], rounds=rounds)
     graph = problem.search(problem.scores(starts[0]))
     best, tried = problem.fit(graph, starts), [graph]
     for _ in range(rounds):
@@ -136,18 +151,28 @@ def find_structure(
     return graph, best
 
 
+def _alternate(
+    problem: StructureProblem, components: Components, *, rounds: int
+) -> tuple[Tensor, Fit]:
+    """Graph and regimes in turn, where laws of fixed spread give regimes but judge no graph."""
+    last: Tensor | None = None
+    for _ in range(rounds):
+        scores = problem.scores(components)
+        graph = problem.search(scores, last)
+        if last is not None and torch.equal(graph, last):
+            break
+        last = graph
+        components = problem.given(graph).settle(components, steps=problem.steps)
+    scores = problem.scores(components)
+    total = problem.total(scores, graph, range(len(graph)))
+    return graph, Fit(components, scores.targets(graph), total)
+
+
 def _others(problem: StructureProblem, graph: Tensor, components: Components) -> Iterator[Tensor]:
     """The best graph for given regimes, then those with an edge reversed that lose least."""
     scores = problem.scores(components)
-    yield problem.search(scores, graph)
-    rules = edge_rules("structural_em", len(graph), problem.prior, problem.max_parents)
-    odds = rules.odds.to(graph.device)
-
-    def family(graph: Tensor, node: int) -> float:
-        parents = graph[:, node].nonzero().flatten()
-        known = scores(tuple(parents.tolist()), (node,))
-        return float(known.sum() + odds[parents, node].sum())
-
+    yield problem.search(scores)
+    rules = problem.rules
     reversals: list[tuple[float, Tensor]] = []
     for i, j in graph.nonzero().tolist():
         other = graph.clone()
@@ -155,7 +180,7 @@ def _others(problem: StructureProblem, graph: Tensor, components: Components) ->
         certain = rules.required[i, j] or rules.forbidden[j, i]
         if certain or other[:, i].sum() > rules.max_parents or not is_dag(other):
             continue
-        loss = sum(family(graph, node) - family(other, node) for node in (i, j))
+        loss = problem.total(scores, graph, (i, j)) - problem.total(scores, other, (i, j))
         reversals.append((loss, other))
     reversals.sort(key=lambda pair: pair[0])
     yield from (other for _, other in reversals[:REVERSALS])

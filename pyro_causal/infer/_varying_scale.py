@@ -107,7 +107,7 @@ def fit_varying(
 def fit_base(
     features: Tensor,
     y: Tensor,
-    q: Tensor,
+    labels: Tensor,
     targets: Tensor,
     *,
     parents: int,
@@ -119,19 +119,19 @@ def fit_base(
     If it is given what regimes gain by laws of their own, it chooses targets anew by the first fit,
     and fits once more.
 
-    **Shapes**: responsibilities ``q [N, K]``, ``targets [K]`` booleans, ``own [K]`` the
-    log-likelihood of the rows that most probably are of a regime, less the price of a target.
+    **Shapes**: ``labels [N]`` the regimes of rows, ``targets [K]`` booleans, ``own [K]`` the
+    log-likelihood of the rows of a regime, less the price of a target.
     """
-    law = fit_varying(features, y, q[:, ~targets].sum(1), parents=parents, mean=mean)
+    weights = (~targets).to(y)[labels]
+    law = fit_varying(features, y, weights, parents=parents, mean=mean)
     if own is None:
         return law, targets
-    base = torch.zeros_like(own).index_add(0, q.argmax(1), law.log_density(features, y))
+    base = torch.zeros_like(own).index_add(0, labels, law.log_density(features, y))
     gaining = own > base
-    few = q[:, ~gaining].sum() < FEWEST * features.shape[1]
-    if few or torch.equal(gaining, targets):
+    weights = (~gaining).to(y)[labels]
+    if torch.equal(gaining, targets) or weights.sum() < FEWEST * features.shape[1]:
         return law, targets
-    rest = q[:, ~gaining].sum(1)
-    return fit_varying(features, y, rest, parents=parents, mean=law.mean), gaining
+    return fit_varying(features, y, weights, parents=parents, mean=law.mean), gaining
 
 
 def _log_variance(features: Tensor, spread: Tensor) -> Tensor:

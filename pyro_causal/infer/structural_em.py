@@ -95,7 +95,9 @@ def structural_em(
       for functions of a few parents of any shape.
     - ``imperfect``: whether interventions may leave parents in place.
     - ``varying``: whether the spread and the shape of residuals depend on the parents, as where
-      noise enters a function of any shape. Graphs are found by climbing then.
+      noise enters a function of any shape. Graphs are found by climbing then, and regimes come from
+      laws of fixed spread all the same: others explain rows of interventions, too. The score
+      is then that of the search, given the most probable regime of each row.
     - ``labels``: the component of each row, where known, else -1.
     - ``targets``: of each component, where known.
     - ``prior``: of edges.

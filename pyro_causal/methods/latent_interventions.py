@@ -248,6 +248,7 @@ class LatentInterventions(FoundInterventions):
             truncation=self.truncation,
             units=0 if self.density == "linear" else UNITS,
             imperfect=self.intervention == "imperfect",
+            varying=self.density == "flow",
             labels=z,
             targets=self.known_targets,
             prior=BernoulliGraph(logits=self.prior_logits),
