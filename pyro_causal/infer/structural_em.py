@@ -25,7 +25,7 @@ HELD = 0.2  # of the rows, for scores
 FEWEST = 20.0  # rows of a component
 TOLERANCE = 1e-3  # nats for a row
 EXACT = 11  # nodes, up to which all graphs are compared
-PATIENCE = 6  # of a climb where spreads vary, whose scores take longer
+PATIENCE = 8  # of a climb where spreads vary, whose scores take longer
 
 
 class FoundStructure(NamedTuple):
@@ -180,7 +180,7 @@ def _search(
     max_parents: int | None,
     last: Tensor | None,
 ) -> FoundGraph:
-    """The best graph; where spreads vary, by climbing: from the last, at first from two starts."""
+    """The best graph; where spreads vary, by climbs from no edges and from the last one, if any."""
     if not scores.assumed.varying:
         search = exact_dag if nodes <= EXACT else climb_dag
         return search(scores, nodes, prior=prior, max_parents=max_parents)
@@ -196,10 +196,9 @@ def _search(
             restarts=0,
         )
 
-    if last is not None:
-        return climb(scores, last)
-    rough = climb(scores.with_fixed_spread(), None).adjacency
-    return max((climb(scores, start) for start in (None, rough)), key=lambda found: found.score)
+    if last is None:
+        last = climb(scores.with_fixed_spread(), None).adjacency
+    return max((climb(scores, start) for start in (None, last)), key=lambda found: found.score)
 
 
 def _check(x: Tensor, labels: Tensor | None, targets: Tensor | None) -> None:
