@@ -24,7 +24,7 @@ from pyro_causal.infer.priors import BernoulliGraph
 __all__ = ["StructureProblem", "find_structure"]
 
 EXACT = 11  # nodes, up to which all graphs are compared
-PATIENCE = 6  # of a climb where spreads vary
+PATIENCE = 8  # of a climb where spreads vary
 REVERSALS = 2  # of edges, tried from one graph
 HOPELESS = 0.05  # nats for a row, that mergers do not win back
 
@@ -60,9 +60,10 @@ class StructureProblem:
         )
 
     def search(self, scores: NodeScores, last: Tensor | None = None) -> Tensor:
-        """The best graph, ``[d, d]``; where spreads vary, by climbing from the last or two starts.
+        """The best graph, ``[d, d]``; where spreads vary, by climbs from no edges and the last graph.
 
-        Their scores take longer, and a climb asks for few.
+        Their scores take longer, and a climb asks for few. Without a last graph it is the one
+        that a climb by fixed spreads finds.
         """
         nodes = self.x.shape[1]
         rules: Any = {"prior": self.prior, "max_parents": self.max_parents}
@@ -70,10 +71,9 @@ class StructureProblem:
             search = exact_dag if nodes <= EXACT else climb_dag
             return search(scores, nodes, **rules).adjacency
         climb: Any = partial(climb_dag, nodes=nodes, patience=PATIENCE, restarts=0, **rules)
-        starts = [last]
         if last is None:
-            starts.append(climb(scores.with_fixed_spread()).adjacency)
-        found = (climb(scores, start=start) for start in starts)
+            last = climb(scores.with_fixed_spread()).adjacency
+        found = (climb(scores, start=start) for start in (None, last))
         return max(found, key=lambda graph: graph.score).adjacency
 
     @property

@@ -57,7 +57,7 @@ def structural_em(
     edge: float = 0.003,
     target: float = 0.003,
     max_parents: int | None = None,
-    rounds: int = 4,
+    rounds: int = 6,
     steps: int = 15,
     starts: int = 3,
     runs: int | None = None,
