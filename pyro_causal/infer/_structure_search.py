@@ -60,7 +60,7 @@ class StructureProblem:
         )
 
     def search(self, scores: NodeScores, last: Tensor | None = None) -> Tensor:
-        """The best graph, ``[d, d]``; where spreads vary, by climbs from no edges and the last graph.
+        """The best graph ``[d, d]``; where spreads vary, by climbs from no edges and the last one.
 
         Their scores take longer, and a climb asks for few. Without a last graph it is the one
         that a climb by fixed spreads finds.
