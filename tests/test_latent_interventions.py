@@ -520,6 +520,17 @@ def test_a_chain_is_found(kind: str) -> None:
     assert slope == pytest.approx(0.9, abs=0.1)
 
 
+@pytest.mark.parametrize("cause", [0, 1])
+def test_the_noise_of_a_flow_shows_the_direction(cause: int) -> None:
+    """One regime, whose spread grows with the cause: laws of fixed spread find the other way."""
+    x = torch.randn(3000)
+    y = 0.5 * x + (0.7 * x - 1).exp() * torch.randn(3000)
+    table = torch.stack([x, y] if cause == 0 else [y, x], 1)
+    method = LatentInterventions(nodes=2, density="flow", truncation=2)
+    method.initialise(table, torch.zeros(3000, dtype=torch.long))
+    assert method.adjacency.tolist() == [[0, 1 - cause], [cause, 0]]
+
+
 @pytest.mark.parametrize("size", [3, 5])
 def test_labels_name_the_components(size: int) -> None:
     x, z = chain("stochastic", 900)

@@ -163,7 +163,8 @@ def _alternate(
             break
         last = graph
         components = problem.given(graph).settle(components, steps=problem.steps)
-    scores = problem.scores(components)
+    else:
+        scores = problem.scores(components)
     total = problem.total(scores, graph, range(len(graph)))
     return graph, Fit(components, scores.targets(graph), total)
 
