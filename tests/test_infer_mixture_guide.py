@@ -514,3 +514,27 @@ def test_factors_may_be_frozen() -> None:
     guide = started(x, CLUSTERS)
     guide.factors.requires_grad_(False)
     assert not guide(x)["loc"].requires_grad  # and no warning
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_divergence_of_binary_factors(dtype: torch.dtype) -> None:
+    """As torch's, but finite for odds whose probability rounds to zero or one."""
+    factor = BinaryFactor(torch.zeros(4, dtype=dtype), event_dim=1)
+    with torch.no_grad():
+        factor.logits.copy_(torch.tensor([-2.0, 0.5, 3.0, 0.0]))
+    prior = torch.tensor([-1.0, 0.0, 2.0, 0.3], dtype=dtype)
+    p = factor()
+
+    def divergence(**parameters: Tensor) -> Tensor:
+        return torch.distributions.kl_divergence(p, dist.Bernoulli(**parameters).to_event(1))
+
+    plain = dist.Bernoulli(logits=factor.logits)
+    expected = torch.distributions.kl_divergence(plain, dist.Bernoulli(logits=prior)).sum()
+    torch.testing.assert_close(divergence(logits=prior), expected)
+    torch.testing.assert_close(divergence(probs=prior.sigmoid()), expected)
+    far = torch.full((4,), -3000.0, dtype=dtype)
+    cost = (3000 * p.mean - dist.Bernoulli(logits=factor.logits).entropy()).sum()
+    torch.testing.assert_close(divergence(logits=far), cost)
+    torch.testing.assert_close(divergence(logits=-far), cost + 3000 * (1 - 2 * p.mean).sum())
+    for certain in (0.0, 1.0):
+        assert divergence(probs=torch.full((4,), certain, dtype=dtype)) == torch.inf

@@ -205,6 +205,17 @@ def test_prices_are_nats_for_each_row() -> None:
     assert bound(certain, x) == pytest.approx(before, rel=1e-6)
 
 
+def test_prices_of_many_rows_are_finite() -> None:
+    """Odds of exp(-3e5), which single precision rounds to zero."""
+    x = rows()
+    method = make(x=x, edge=0.01, target=0.03)
+    method.rows.fill_(10_000_000)
+    expected = bound(method, x)
+    one = bound(method.float(), x.float())
+    assert math.isfinite(one)
+    assert one == pytest.approx(expected, rel=1e-3)
+
+
 @every_density
 @every_kind
 def test_batches_are_unbiased(density: str, kind: str) -> None:

@@ -10,9 +10,10 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
-from torch.distributions import biject_to
+from torch.distributions import biject_to, register_kl
 from torch.distributions.constraints import Constraint
 
+from pyro_causal.infer._terms import binary_divergence
 from pyro_causal.infer.priors import BernoulliGraph
 
 __all__ = ["BinaryFactor", "GraphFactor", "RealFactor", "factor_of"]
@@ -122,6 +123,13 @@ class _Edges(BernoulliGraph):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return _draw(self.probs.expand(*sample_shape, *self.probs.shape))
+
+
+@register_kl(_StraightThrough, dist.Bernoulli)
+def _(p: _StraightThrough, q: dist.Bernoulli) -> Tensor:
+    """Torch's is infinite where a probability rounds to 0 or 1, however finite the logit."""
+    exact = ((q.probs == 0) | (q.probs == 1)) & (q.logits.abs() < 50)  # given as such, not rounded
+    return torch.where(exact, torch.inf, binary_divergence(p.logits, q.logits))
 
 
 def _draw(probs: Tensor) -> Tensor:

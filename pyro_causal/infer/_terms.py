@@ -6,13 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-__all__ = ["closed_divergence", "with_owners"]
+__all__ = ["binary_divergence", "closed_divergence", "with_owners"]
+
+
+def binary_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """That of yes-no variables, from their logits, also where a probability rounds to 0 or 1."""
+    present = p.sigmoid() * (F.logsigmoid(p) - F.logsigmoid(q))
+    return present + (-p).sigmoid() * (F.logsigmoid(-p) - F.logsigmoid(-q))
 
 
 def closed_divergence(guide_site: Any, model_site: Any) -> Tensor | None:

@@ -17,13 +17,14 @@ from torch.distributions.constraints import Constraint
 from torch.distributions.utils import probs_to_logits
 
 from pyro_causal.infer._sticks import StickBreaking, SticksToWeights
+from pyro_causal.infer._terms import binary_divergence
 
 __all__ = ["BernoulliGraph", "StickBreaking", "SticksToWeights", "graph_prior"]
 
 Node = int | str
 Edge = tuple[Node, Node]
 
-CERTAIN = 1e3  # a logit of this size or more; its sigmoid is 0 or 1 exactly
+CERTAIN = 1e6  # a logit of this size or more, beyond any price; its sigmoid is 0 or 1 exactly
 
 
 class BernoulliGraph(dist.TorchDistribution):
@@ -224,8 +225,6 @@ def _indices(edge: Edge, names: Sequence[Node], role: str) -> tuple[int, int]:
 
 @register_kl(BernoulliGraph, BernoulliGraph)
 def _(p: BernoulliGraph, q: BernoulliGraph) -> Tensor:
-    present = p.logits.sigmoid() * (F.logsigmoid(p.logits) - F.logsigmoid(q.logits))
-    absent = (-p.logits).sigmoid() * (F.logsigmoid(-p.logits) - F.logsigmoid(-q.logits))
     same = p.certain & (p.logits * q.logits > 0)
-    terms = torch.where(q.certain, torch.where(same, 0.0, torch.inf), present + absent)
-    return terms.sum((-2, -1))
+    terms = binary_divergence(p.logits, q.logits)
+    return torch.where(q.certain, torch.where(same, 0.0, torch.inf), terms).sum((-2, -1))
