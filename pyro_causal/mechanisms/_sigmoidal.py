@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from functools import reduce
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from pyro.distributions import constraints
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributions import Transform
 
 __all__ = ["SigmoidalTransform"]
@@ -40,19 +45,16 @@ class SigmoidalTransform(Transform):
 
     def __init__(self, log_weight: Tensor, centre: Tensor, width: Tensor) -> None:
         super().__init__()
-        self.log_weight = log_weight - log_weight.logsumexp(-1, keepdim=True)
+        self.log_weight = log_weight
         self.centre = centre
         self.width = width
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The value, and the logarithm of the slope."""
-        z = (x.unsqueeze(-1) - self.centre) / self.width
-        below = F.logsigmoid(z)
-        lower = self.log_weight + below
-        upper = lower - z  # below - z is the logarithm of the sigmoid of -z
-        left, right = lower.logsumexp(-1), upper.logsumexp(-1)
-        slope = (upper + below - self.width.log()).logsumexp(-1)
-        return left - right, slope - left - right
+        parameters = (self.log_weight, self.centre, self.width)
+        aligned = (p[(None,) * (x.dim() + 1 - p.dim())].movedim(-1, 0) for p in parameters)
+        y, log_slope, *_ = _Layer.apply(x, *aligned)
+        return y, log_slope
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """The logarithm of the slope."""
@@ -71,3 +73,68 @@ class SigmoidalTransform(Transform):
         found, log_slope = self.call_and_ladj(middle)
         gap = y - found
         return middle + (gap - gap.detach()) * torch.exp(-log_slope.detach())
+
+
+class _Layer(torch.autograd.Function):
+    """Value and log-slope of a layer, of which the axis of units comes first.
+
+    What has an axis of units is computed again for the gradient: memory is what this waits for.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, log_weight: Tensor, centre: Tensor, width: Tensor) -> tuple[Tensor, ...]:
+        *_, terms, factors = _terms(x, log_weight, centre, width)
+        left, right, slope = map(_log_of_sum, terms, factors)
+        y = left - right  # weights sum to exp(left) + exp(right)
+        return y, slope - right + F.softplus(-y), left, right, slope
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(*inputs, *output[2:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_y: Tensor, of_slope: Tensor, *_: Any) -> tuple[Tensor, ...]:
+        *inputs, left, right, slope = ctx.saved_tensors
+        z, inverse, terms, factors = _terms(*inputs)
+        y = left - right
+        of_sums = of_y - of_slope * (-y).sigmoid(), of_y + of_slope * y.sigmoid(), of_slope
+        p, q, r = (
+            _exp_(term.sub_(total)).mul_(factor) * of_sum
+            for term, total, factor, of_sum in zip(
+                terms, (left, right, slope), factors, of_sums, strict=True
+            )
+        )
+        of_weight = (p - q).add_(r)
+        of_centre = (z.sigmoid() * (of_weight + r)).sub_(p).sub_(r).mul_(inverse)
+        of_width = (of_centre * z).sub_(r.mul_(inverse))
+        found = -reduce(torch.add, of_centre.unbind()), of_weight, of_centre, of_width
+        return tuple(g.sum_to_size(i.shape) for g, i in zip(found, inputs, strict=True))
+
+
+def _terms(
+    x: Tensor, log_weight: Tensor, centre: Tensor, width: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Standardised values, inverse widths, and what is summed: logarithms, and tame factors."""
+    inverse = width.reciprocal()
+    z = (x - centre) * inverse
+    larger = z.abs().sigmoid_()  # of the sigmoids of z and -z; the other has the factor exp(-|z|)
+    negative = z.clamp_max(0)
+    lower = log_weight + negative
+    upper = lower - z
+    factors = larger, larger, larger.square().mul_(inverse)
+    return z, inverse, (lower, upper, upper + negative), factors
+
+
+def _log_of_sum(logarithm: Tensor, factor: Tensor) -> Tensor:
+    """Over the first axis, which is short: faster than a reduction."""
+    top = reduce(torch.maximum, logarithm.unbind())
+    return top + reduce(torch.add, _exp_(logarithm - top).mul_(factor).unbind()).log_()
+
+
+def _exp_(x: Tensor) -> Tensor:
+    """In place, and on processors at half the price of the function of this name."""
+    return x.mul_(1 / math.log(2)).exp2_()

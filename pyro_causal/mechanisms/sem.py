@@ -132,11 +132,12 @@ class StructuralEquations(Recorded):
         """
         context = self.context if context is None else context
         self._check(x, adjacency, context)
+        x = x.mT.contiguous().mT
         found = [
             self._laws(rows, adjacency, context, validate_args=False).log_prob(rows.unsqueeze(-3))
             for rows in ([x] if torch.jit.is_tracing() else x.split(ROWS, -2))
         ]
-        return torch.cat(found, -2)
+        return torch.cat([rows.mT for rows in found], -1).mT
 
     def root_log_prob(self, x: Tensor, *, context: Tensor | None = None) -> Tensor:
         """Give the log-density of each coordinate without its parents, ``[*, R, B, d]``.
@@ -146,9 +147,10 @@ class StructuralEquations(Recorded):
         context = self.context if context is None else context
         empty = torch.zeros_like(self.off_diagonal)
         self._check(x, empty, context)
+        x = x.mT.contiguous().mT
         law = self._laws(x[..., :1, :].detach(), empty, context, validate_args=False)
         found = [law.log_prob(rows.unsqueeze(-3)) for rows in x.split(ROWS, -2)]
-        return torch.cat(found, -2)
+        return torch.cat([rows.mT for rows in found], -1).mT
 
     def conditional(
         self,

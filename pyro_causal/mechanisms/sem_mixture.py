@@ -96,7 +96,7 @@ class IntervenedRows(TorchDistribution):
     def by_component(self, x: Tensor) -> Tensor:
         """The log-density of rows in all components, ``[N, K]``; mean-field, if targets are."""
         base, own = self.log_laws(x)
-        terms = torch.einsum("...knd,kd->...nk", own, self.targets)
+        terms = (self.targets.unsqueeze(-2) @ own.mT).squeeze(-2).mT
         return terms + base @ (1 - self.targets).mT
 
     def log_prob(self, x: Tensor) -> Tensor:
