@@ -43,6 +43,7 @@ bench: $(VENV)/.installed-bench  ## time handlers (against ChiRho), identificati
 	$(BIN)/python benchmarks/counterfactual_images.py
 	$(BIN)/python benchmarks/acyclicity.py
 	$(BIN)/python benchmarks/structural_equations.py
+	$(BIN)/python benchmarks/gradient_step.py
 
 clean:  ## remove everything that a target made
 	rm -rf $(VENV) build out docs/_build docs/reference *.egg-info

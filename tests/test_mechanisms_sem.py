@@ -147,7 +147,7 @@ def test_densities_sum_to_one(name: str, j: int) -> None:
 def test_parts_of_a_batch_add_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     equations, x, graphs = make(name), rows(7), torch.rand(2, NODES, NODES)
     expected = equations.log_prob(x, graphs)
-    monkeypatch.setattr("pyro_causal.mechanisms.sem.ROWS", 3)
+    monkeypatch.setattr("pyro_causal.mechanisms.sem.NUMBERS", 3 * REGIMES * NODES)
     torch.testing.assert_close(equations.log_prob(x, graphs), expected)
     assert equations.log_prob(x[:0], graphs).shape == (2, REGIMES, 0, NODES)
 
@@ -394,6 +394,73 @@ class TestSigmoidalTransform:
         assert torch.autograd.gradcheck(
             lambda w, c, s, y: SigmoidalTransform(w, c, s).inv(y), arguments
         )
+
+    @staticmethod
+    def plain(x: Tensor, log_weight: Tensor, centre: Tensor, width: Tensor) -> tuple[Tensor, ...]:
+        """Value and log-slope, from the logarithms as they are written."""
+        log_weight = log_weight - log_weight.logsumexp(-1, keepdim=True)
+        z = (x.unsqueeze(-1) - centre) / width
+        below, above = nn.functional.logsigmoid(z), nn.functional.logsigmoid(-z)
+        left, right = (log_weight + below).logsumexp(-1), (log_weight + above).logsumexp(-1)
+        slope = (log_weight + below + above - width.log()).logsumexp(-1)
+        return left - right, slope - left - right
+
+    @staticmethod
+    def fast(x: Tensor, log_weight: Tensor, centre: Tensor, width: Tensor) -> tuple[Tensor, ...]:
+        return SigmoidalTransform(log_weight, centre, width).call_and_ladj(x)
+
+    @staticmethod
+    def arguments(dtype: torch.dtype = torch.float64, units: int = 4) -> list[Tensor]:
+        """Values and parameters that differ in which axes they have."""
+        log_weight, centre, raw = (torch.randn(*size, units) for size in ((3, 1), (2, 1, 6), (6,)))
+        values = [5 * torch.randn(3, 6), 3 * log_weight, 4 * centre, raw.exp()]
+        return [value.to(dtype).requires_grad_() for value in values]
+
+    @pytest.mark.parametrize("units", [1, 2, 4])
+    def test_gradient(self, units: int) -> None:
+        arguments = self.arguments(units=units)
+        assert torch.autograd.gradcheck(self.fast, arguments)
+        with torch.no_grad():
+            arguments[0] *= 10
+        weights = torch.randn(2, 2, 3, 6).double()
+        results = []
+        for function in (self.fast, self.plain):
+            found = torch.stack(function(*arguments))
+            results.append([found, *torch.autograd.grad((weights * found).sum(), arguments)])
+        torch.testing.assert_close(*results)
+
+    def test_tails(self) -> None:
+        """Units so narrow, light and far that single exponentials vanish."""
+        x = torch.linspace(-300, 300, 25)
+        log_weight = torch.tensor([[0.0, 0.0], [0.0, -150.0]]).unsqueeze(1)
+        values = [x, log_weight, torch.tensor([-20.0, 20.0]), torch.tensor([1e-2, 2e-2])]
+        results = []
+        for function, dtype in ((self.fast, torch.float32), (self.plain, torch.float64)):
+            arguments = [value.to(dtype).requires_grad_() for value in values]
+            found = function(*arguments)
+            total = found[0].sum() / 100 + found[1].sum()
+            gradients = torch.autograd.grad(total, arguments)
+            results.append([value.float() for value in (*found, *gradients)])
+        assert all(value.isfinite().all() for value in results[0])
+        torch.testing.assert_close(*(found[:2] for found in results), rtol=1e-6, atol=0.02)
+        torch.testing.assert_close(*(found[2:] for found in results), rtol=0.03, atol=0.02)
+
+    def test_gradients_over_batches(self) -> None:
+        arguments = self.arguments()
+        expected = torch.autograd.functional.jacobian(self.fast, tuple(arguments))
+        torch.testing.assert_close(torch.func.jacrev(self.fast, (0, 1, 2, 3))(*arguments), expected)
+        for i in range(4):  # one argument has copies, the others have none
+            axes = [0 if i == j else None for j in range(4)]
+            copies = [torch.stack([a, a + 0.5]) if i == j else a for j, a in enumerate(arguments)]
+            found = torch.vmap(self.fast, tuple(axes))(*copies)
+            for k in range(2):
+                one = self.fast(*(c[k] if i == j else c for j, c in enumerate(copies)))
+                torch.testing.assert_close([f[k] for f in found], [*one])
+
+    @pytest.mark.parametrize("units", [1, 3])
+    def test_second_gradient(self, units: int) -> None:
+        arguments = [value.detach().requires_grad_() for value in self.arguments(units=units)]
+        assert torch.autograd.gradgradcheck(self.fast, arguments)
 
     def test_one_sigmoid_is_affine(self) -> None:
         layer = SigmoidalTransform(torch.zeros(1), torch.ones(1), torch.full((1,), 2.0))

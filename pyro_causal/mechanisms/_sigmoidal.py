@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from pyro.distributions import constraints
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributions import Transform
 
 __all__ = ["SigmoidalTransform"]
@@ -52,7 +51,8 @@ class SigmoidalTransform(Transform):
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The value, and the logarithm of the slope."""
         parameters = (self.log_weight, self.centre, self.width)
-        aligned = (p[(None,) * (x.dim() + 1 - p.dim())].movedim(-1, 0) for p in parameters)
+        dim = max(x.dim() + 1, *(p.dim() for p in parameters))
+        aligned = (p[(None,) * (dim - p.dim())].movedim(-1, 0) for p in parameters)
         y, log_slope, *_ = _Layer.apply(x, *aligned)
         return y, log_slope
 
@@ -96,14 +96,15 @@ class _Layer(torch.autograd.Function):
         ctx.save_for_backward(*inputs, *output[2:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, of_y: Tensor, of_slope: Tensor, *_: Any) -> tuple[Tensor, ...]:
         *inputs, left, right, slope = ctx.saved_tensors
         z, inverse, terms, factors = _terms(*inputs)
+        if torch.is_grad_enabled():  # for second derivatives
+            left, right, slope = map(_log_of_sum, terms, factors)
         y = left - right
         of_sums = of_y - of_slope * (-y).sigmoid(), of_y + of_slope * y.sigmoid(), of_slope
         p, q, r = (
-            _exp_(term.sub_(total)).mul_(factor) * of_sum
+            _exp_(term.sub_(total)) * factor * of_sum
             for term, total, factor, of_sum in zip(
                 terms, (left, right, slope), factors, of_sums, strict=True
             )
@@ -131,8 +132,8 @@ def _terms(
 
 def _log_of_sum(logarithm: Tensor, factor: Tensor) -> Tensor:
     """Over the first axis, which is short: faster than a reduction."""
-    top = reduce(torch.maximum, logarithm.unbind())
-    return top + reduce(torch.add, _exp_(logarithm - top).mul_(factor).unbind()).log_()
+    top = reduce(torch.maximum, logarithm.detach().unbind())
+    return top + reduce(torch.add, (_exp_(logarithm - top) * factor).unbind()).log()
 
 
 def _exp_(x: Tensor) -> Tensor:

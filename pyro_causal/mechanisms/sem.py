@@ -25,7 +25,7 @@ __all__ = ["LinearSEM", "StructuralEquations", "floored_scale", "sample_adjacenc
 
 Index = slice | list[int]
 ALL = slice(None)
-ROWS = 1000  # at a time: what a processor's cache, and its allocator, can reuse
+NUMBERS = 160_000  # at a time: what a processor's cache, and its allocator, can reuse
 
 
 def sample_adjacency(
@@ -132,10 +132,9 @@ class StructuralEquations(Recorded):
         """
         context = self.context if context is None else context
         self._check(x, adjacency, context)
-        x = x.mT.contiguous().mT
         found = [
             self._laws(rows, adjacency, context, validate_args=False).log_prob(rows.unsqueeze(-3))
-            for rows in ([x] if torch.jit.is_tracing() else x.split(ROWS, -2))
+            for rows in self._parts(x, context)
         ]
         return torch.cat([rows.mT for rows in found], -1).mT
 
@@ -147,9 +146,8 @@ class StructuralEquations(Recorded):
         context = self.context if context is None else context
         empty = torch.zeros_like(self.off_diagonal)
         self._check(x, empty, context)
-        x = x.mT.contiguous().mT
         law = self._laws(x[..., :1, :].detach(), empty, context, validate_args=False)
-        found = [law.log_prob(rows.unsqueeze(-3)) for rows in x.split(ROWS, -2)]
+        found = [law.log_prob(rows.unsqueeze(-3)) for rows in self._parts(x, context)]
         return torch.cat([rows.mT for rows in found], -1).mT
 
     def conditional(
@@ -198,6 +196,12 @@ class StructuralEquations(Recorded):
         mask, x = adjacency * self.off_diagonal, (x - self.loc) / self.scale
         parameters = self._outputs(x, mask, context, ALL, ALL)
         return self._law(parameters, self.loc, self.scale, validate_args=validate_args)
+
+    def _parts(self, x: Tensor, context: Tensor) -> Sequence[Tensor]:
+        """Split rows, which come to lie next to each other in memory: networks have them so."""
+        x = x.mT.contiguous().mT
+        numbers = context.shape[-self.context.dim()] * self.nodes
+        return [x] if torch.jit.is_tracing() else x.split(max(NUMBERS // numbers, 1), -2)
 
     def _outputs(
         self, x: Tensor, mask: Tensor, context: Tensor, rows: Index, columns: Index

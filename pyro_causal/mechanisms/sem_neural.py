@@ -120,7 +120,7 @@ class FlowSEM(_Networked):
         self, parameters: Tensor, loc: Tensor, scale: Tensor, *, validate_args: bool | None = None
     ) -> TorchDistribution:
         units = [n for n in self.units for _ in range(3)]
-        mean, log_scale, *raw = parameters.split([1, 1, *units], -1)
+        mean, log_scale, *raw = _split(parameters, [1, 1, *units])
         shift = loc + scale * mean.squeeze(-1)
         width = scale * floored_scale(log_scale.squeeze(-1), self.min_scale)
         layers = [self._layer(*raw[i : i + 3]) for i in range(0, len(raw), 3)]
@@ -173,6 +173,14 @@ class _Networks(nn.Module):
             result = weight[columns] @ F.silu(result) + bias
         result = result.unflatten(-1, (context.shape[-2], x.shape[-2]))
         return result.movedim((-4, -3), (-2, -1))
+
+
+def _split(parameters: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+    """Split the last axis, with a gradient whose rows are next to each other, as networks' are."""
+    if parameters.dim() < 4:
+        return parameters.split(sizes, -1)
+    parts = parameters.movedim((-2, -1), (-4, -3)).split(sizes, -3)
+    return [part.movedim((-4, -3), (-2, -1)) for part in parts]
 
 
 def _uniform(*shape: int) -> Tensor:
