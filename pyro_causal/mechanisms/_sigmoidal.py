@@ -33,7 +33,7 @@ class SigmoidalTransform(Transform):
     **Example**::
 
         >>> layer = SigmoidalTransform(torch.zeros(2), torch.tensor([-1.0, 1.0]), torch.ones(2))
-        >>> layer(torch.tensor([-50.0, 0.0])), layer.inv(layer(torch.tensor(3.0)))
+        >>> layer(torch.tensor([-50.0, 0.0])), layer.inv(layer(torch.tensor(3.0))).round(decimals=4)
         (tensor([-49.5662,   0.0000]), tensor(3.))
     """
 
@@ -78,7 +78,8 @@ class SigmoidalTransform(Transform):
 class _Layer(torch.autograd.Function):
     """Value and log-slope of a layer, of which the axis of units comes first.
 
-    What has an axis of units is computed again for the gradient: memory is what this waits for.
+    What has an axis of units is computed again for the gradient, which takes no longer than to
+    store it, and less memory.
     """
 
     generate_vmap_rule = True
@@ -102,6 +103,7 @@ class _Layer(torch.autograd.Function):
         if torch.is_grad_enabled():  # for second derivatives
             left, right, slope = map(_log_of_sum, terms, factors)
         y = left - right
+        # of the three sums; weights, which need not sum to one, enter the slope once more
         of_sums = of_y - of_slope * (-y).sigmoid(), of_y + of_slope * y.sigmoid(), of_slope
         p, q, r = (
             _exp_(term.sub_(total)) * factor * of_sum
