@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +14,20 @@ from pyro_causal.infer._regressions import (
     Assumptions,
     Moments,
     RandomFeatures,
-    Shared,
     choose_targets,
     fit_own,
     fit_shared,
     gaussian,
     parameter_price,
+    ridge,
 )
-from pyro_causal.infer._varying_scale import fit_base
+from pyro_causal.infer._varying_scale import (
+    FEWEST,
+    SHRINKAGE,
+    VaryingLaw,
+    fit_varying,
+    grow_targets,
+)
 
 __all__ = ["NodeScores"]
 
@@ -95,44 +102,69 @@ class NodeScores:
         fitted, held = every[self.fit_rows], every[self.held_rows]
         moments = Moments.of(fitted, self.x[:, nodes], self.sizes)
         own, density = self._own(moments, held, nodes, parents)
-        shared = self._shared(moments, own, nodes)
-        if self.assumed.varying:
-            base = self._varying(fitted, held, own, shared, nodes, len(parents))
-        else:
-            base = gaussian((self.held[:, nodes] - held @ shared.weights.mT) ** 2, shared.variance)
-        density = torch.where(shared.targets.mT[self.held_labels], density, base)
+        fit = self._varying if self.assumed.varying else self._fixed
+        base, targets = fit(moments, fitted, held, own, nodes, len(parents))
+        density = torch.where(targets.mT[self.held_labels], density, base)
         total = density.clamp(min=WORST).sum(0) * self.weight
-        price = self.edge * len(parents) + self.target * shared.targets.sum(1)
-        return total - price, shared.targets
+        price = self.edge * len(parents) + self.target * targets.sum(1)
+        return total - price, targets
 
-    def _shared(self, moments: Moments, own: Tensor, index: list[int]) -> Shared:
-        if self.assumed.targets is not None:
-            return fit_shared(moments, own, self.assumed.targets[:, index].mT)
-        return choose_targets(moments, own)
-
-    def _varying(
+    def _fixed(
         self,
+        moments: Moments,
         fitted: Tensor,
         held: Tensor,
         own: Tensor,
-        shared: Shared,
         nodes: list[int],
         parents: int,
-    ) -> Tensor:
-        """Log-densities of held rows ``[H, J]`` under laws of varying spread; puts targets."""
-        choose, columns = self.assumed.targets is None, []
+    ) -> tuple[Tensor, Tensor]:
+        """Log-densities of held rows ``[H, J]`` under regressions, and targets ``[J, K]``."""
+        if self.assumed.targets is None:
+            shared = choose_targets(moments, own)
+        else:
+            shared = fit_shared(moments, own, self.assumed.targets[:, nodes].mT)
+        base = gaussian((self.held[:, nodes] - held @ shared.weights.mT) ** 2, shared.variance)
+        return base, shared.targets
+
+    def _varying(
+        self,
+        moments: Moments,
+        fitted: Tensor,
+        held: Tensor,
+        own: Tensor,
+        nodes: list[int],
+        parents: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The same under laws of varying spread."""
+        columns, chosen = [], []
         for j, node in enumerate(nodes):
-            law, shared.targets[j] = fit_base(
-                fitted,
-                self.x[:, node],
-                self.labels,
-                shared.targets[j],
-                parents=parents,
-                mean=shared.weights[j],
-                own=own[j] if choose else None,
-            )
+            laws: dict[tuple[bool, ...], VaryingLaw] = {}
+            y, these = self.x[:, node], moments.responses([j])
+
+            def base(
+                targets: Tensor, y: Tensor = y, laws: Any = laws, these: Moments = these
+            ) -> Tensor:
+                use = ~targets
+                mean = ridge(these.gram[use].sum(0), these.cross[use].sum(0), strength=SHRINKAGE)
+                law = laws[tuple(targets.tolist())] = fit_varying(
+                    fitted,
+                    y,
+                    use.to(y)[self.labels],
+                    parents=parents,
+                    mean=mean.squeeze(-1),
+                )
+                density = law.log_density(fitted, y)
+                return torch.zeros_like(these.counts).index_add(0, self.labels, density)
+
+            if self.assumed.targets is None:
+                least = FEWEST * fitted.shape[1]
+                targets = grow_targets(own[j], base, counts=moments.counts, least=least)
+            else:
+                base(targets := self.assumed.targets[:, node])
+            law = laws[tuple(targets.tolist())]
             columns.append(law.log_density(held, self.held[:, node]))
-        return torch.stack(columns, 1)
+            chosen.append(targets)
+        return torch.stack(columns, 1), torch.stack(chosen)
 
     def _own(
         self, moments: Moments, held: Tensor, index: list[int], parents: Sequence[int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,12 @@ from pyro_causal.infer._regressions import (
     parameter_price,
     ridge,
 )
+from pyro_causal.infer._varying_scale import FEWEST, fit_varying, grow_targets
 
-__all__ = ["RegimeLaws"]
+__all__ = ["RegimeLaws", "VaryingLaws"]
+
+KNOWN = 500  # densities of all rows that are kept
+DIGITS = 1e4  # weights that are the same up to these give the same law
 
 
 class RegimeLaws:
@@ -93,6 +98,38 @@ class RegimeLaws:
                 own[:, k] = density
                 price[k] += more
         return own, price
+
+
+class VaryingLaws(RegimeLaws):
+    """Laws whose spread and shape depend on the parents, but for those of targets."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.known: dict[tuple[int, bytes], Tensor] = {}
+
+    def _base(self, node: int, q: Tensor, own: Tensor, price: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = self.assumed.targets
+        if chosen is None:
+            targets = grow_targets(
+                (q * own).sum(0) - price,
+                lambda targets: self._density(node, q, targets) @ q,
+                counts=q.sum(0),
+                least=FEWEST * self.features[node].shape[1],
+            )
+        else:
+            targets = chosen[:, node]
+        return self._density(node, q, targets), targets
+
+    def _density(self, node: int, q: Tensor, targets: Tensor) -> Tensor:
+        """The log-density of each row under the law of all regimes but targets, ``[N]``."""
+        a, y, weights = self.features[node], self.x[:, node], q[:, ~targets].sum(1)
+        key = node, (weights * DIGITS).round().short().cpu().numpy().tobytes()
+        if key not in self.known:
+            if len(self.known) == KNOWN:
+                self.known.clear()
+            law = fit_varying(a, y, weights, parents=len(self.parents[node]))
+            self.known[key] = law.log_density(a, y)
+        return self.known[key]
 
 
 def _regress(features: Tensor, y: Tensor, weights: Tensor, **options: float) -> Tensor:

@@ -15,7 +15,7 @@ from pyro_causal.infer._given_graph import Fit, GivenGraph
 from pyro_causal.infer._local_scores import EdgeRules, edge_rules
 from pyro_causal.infer._merging import drop_targets, join_idle, merge_components
 from pyro_causal.infer._node_scores import NodeScores
-from pyro_causal.infer._regime_laws import RegimeLaws
+from pyro_causal.infer._regime_laws import RegimeLaws, VaryingLaws
 from pyro_causal.infer._regressions import Assumptions, RandomFeatures
 from pyro_causal.infer.acyclicity import is_dag
 from pyro_causal.infer.dag_search import climb_dag, exact_dag
@@ -91,12 +91,10 @@ class StructureProblem:
 
     def given(self, graph: Tensor) -> GivenGraph:
         """Regimes under a graph."""
-        laws = RegimeLaws(
-            self.x,
-            graph,
-            features=self.many,
-            assumed=self.assumed,
-        )
+        kind, features = RegimeLaws, self.many
+        if self.assumed.varying:
+            kind, features = VaryingLaws, self.few
+        laws = kind(self.x, graph, features=features, assumed=self.assumed)
         size, edges = len(self.x), float(graph.sum())
         odds = self.rules.odds
         return GivenGraph(
@@ -133,8 +131,6 @@ def find_structure(
     Each has regimes of its own, from the same starts: those of another graph may be wrong, and
     speak for it.
     """
-    if problem.assumed.varying:
-        return _alternate(problem, starts[0], rounds=rounds)
     graph = problem.search(problem.scores(starts[0]))
     best, tried = problem.fit(graph, starts), [graph]
     for _ in range(rounds):
@@ -151,28 +147,10 @@ def find_structure(
     return graph, best
 
 
-def _alternate(
-    problem: StructureProblem, components: Components, *, rounds: int
-) -> tuple[Tensor, Fit]:
-    """Graph and regimes in turn, where laws of fixed spread give regimes but judge no graph."""
-    last: Tensor | None = None
-    for _ in range(rounds):
-        scores = problem.scores(components)
-        graph = problem.search(scores, last)
-        if last is not None and torch.equal(graph, last):
-            break
-        last = graph
-        components = problem.given(graph).settle(components, steps=problem.steps)
-    else:
-        scores = problem.scores(components)
-    total = problem.total(scores, graph, range(len(graph)))
-    return graph, Fit(components, scores.targets(graph), total)
-
-
 def _others(problem: StructureProblem, graph: Tensor, components: Components) -> Iterator[Tensor]:
     """The best graph for given regimes, then those with an edge reversed that lose least."""
     scores = problem.scores(components)
-    yield problem.search(scores)
+    yield problem.search(scores, graph)
     rules = problem.rules
     reversals: list[tuple[float, Tensor]] = []
     for i, j in graph.nonzero().tolist():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,13 +11,15 @@ from torch import Tensor
 
 from pyro_causal.infer._regressions import FLOOR, gaussian, ridge
 
-__all__ = ["VaryingLaw", "fit_base", "fit_varying"]
+__all__ = ["FEWEST", "VaryingLaw", "fit_varying", "grow_targets"]
 
 FEWEST = 3  # rows for each feature
 UNITS = 30  # random features of the log-variance, and of the tilt
 SHRINKAGE = 1e-5  # of the mean; held-out rows like it better than the smaller one of searches
 DAMPING = 1e-3  # of steps to the log-variance
 STEPS = 6
+ROWS = 4000  # about, that a law is fitted to
+TRIES = 3  # regimes, before it ends
 PARTS = 4  # of the mixture that is the shape of residuals
 SHAPE_STEPS = 15
 NARROWEST = 1e-4  # the least variance of a part, where residuals have variance one
@@ -84,6 +87,9 @@ def fit_varying(
     **Shapes**: ``features [N, m]``, of which the first is 1 and the next are the parents, ``y [N]``
     and ``weights [N]``; ``mean [m]`` to start from, by default least squares.
     """
+    some = (weights > 1e-4).nonzero().squeeze(-1)
+    some = some[:: max(1, len(some) // ROWS)]
+    features, y, weights = features[some], y[some], weights[some]
     total = weights.sum().clamp(min=1)
     if mean is None or not parents:
         mean = _least_squares(features, y, weights)
@@ -104,34 +110,38 @@ def fit_varying(
     return VaryingLaw(mean, spread, shape, _fit_tilt(few, _rank(u, shape), weights))
 
 
-def fit_base(
-    features: Tensor,
-    y: Tensor,
-    labels: Tensor,
-    targets: Tensor,
-    *,
-    parents: int,
-    mean: Tensor | None = None,
-    own: Tensor | None = None,
-) -> tuple[VaryingLaw, Tensor]:
-    """Fit the law of regimes that are no targets, and those targets.
+def grow_targets(
+    own: Tensor, base: Callable[[Tensor], Tensor], *, counts: Tensor, least: float
+) -> Tensor:
+    """Choose the regimes with a law of their own one at a time, from none: booleans ``[K]``.
 
-    If it is given what regimes gain by laws of their own, it chooses targets anew by the first fit,
-    and fits once more.
+    The one that gains most is next, as long as the total rises; targets turn back as well. A law
+    that fits most regimes has to come first: fitted to few of them, it would be wrong elsewhere,
+    and speak for a law of their own there.
 
-    **Shapes**: ``labels [N]`` the regimes of rows, ``targets [K]`` booleans, ``own [K]`` the
-    log-likelihood of the rows of a regime, less the price of a target.
+    **Arguments**: ``own [K]``, the log-likelihood of the rows of each regime under its own law,
+    less the price of a target; ``base`` gives it ``[K]`` under the law of all regimes but targets;
+    ``counts [K]`` rows of a regime, of which the others keep at ``least`` so many.
     """
-    weights = (~targets).to(y)[labels]
-    law = fit_varying(features, y, weights, parents=parents, mean=mean)
-    if own is None:
-        return law, targets
-    base = torch.zeros_like(own).index_add(0, labels, law.log_density(features, y))
-    gaining = own > base
-    weights = (~gaining).to(y)[labels]
-    if torch.equal(gaining, targets) or weights.sum() < FEWEST * features.shape[1]:
-        return law, targets
-    return fit_varying(features, y, weights, parents=parents, mean=law.mean), gaining
+    targets = torch.zeros_like(own, dtype=torch.bool)
+    found = base(targets)
+    while True:
+        gains = torch.where(targets, found - own, own - found)
+        for k in gains.argsort(descending=True)[:TRIES].tolist():
+            trial = targets.clone()
+            trial[k] ^= True
+            if (gains[k] <= 0 and not targets[k]) or counts[~trial].sum() < least:
+                continue
+            new = base(trial)
+            if _total(trial, own, new) > _total(targets, own, found) + 1e-6:
+                targets, found = trial, new
+                break
+        else:
+            return targets
+
+
+def _total(targets: Tensor, own: Tensor, base: Tensor) -> float:
+    return float(torch.where(targets, own, base).sum())
 
 
 def _log_variance(features: Tensor, spread: Tensor) -> Tensor:
@@ -173,8 +183,7 @@ def _fit_spread(
     """Fisher scoring of a log-variance linear in features; first from least squares of logs."""
     weighted = (features * weights.unsqueeze(-1)).mT
     gram = weighted @ features
-    gram = gram + torch.diag_embed(DAMPING * gram.diagonal() + 1e-9)
-    factor = torch.linalg.cholesky(gram)
+    factor = torch.linalg.cholesky(gram + torch.diag_embed(DAMPING * gram.diagonal() + 1e-9))
 
     def solve(rows: Tensor) -> Tensor:
         return torch.cholesky_solve((weighted @ rows).unsqueeze(-1), factor).squeeze(-1)
