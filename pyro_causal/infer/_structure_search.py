@@ -60,10 +60,10 @@ class StructureProblem:
         )
 
     def search(self, scores: NodeScores, last: Tensor | None = None) -> Tensor:
-        """The best graph ``[d, d]``; where spreads vary, by climbs from no edges and the last one.
+        """The best graph ``[d, d]``; where spreads vary, by a climb from the last one.
 
-        Their scores take longer, and a climb asks for few. Without a last graph it is the one
-        that a climb by fixed spreads finds.
+        Their scores take longer, and a climb asks for few. Without a last graph it climbs from no
+        edges, and from those that a climb by fixed spreads finds.
         """
         nodes = self.x.shape[1]
         rules: Any = {"prior": self.prior, "max_parents": self.max_parents}
@@ -71,9 +71,10 @@ class StructureProblem:
             search = exact_dag if nodes <= EXACT else climb_dag
             return search(scores, nodes, **rules).adjacency
         climb: Any = partial(climb_dag, nodes=nodes, patience=PATIENCE, restarts=0, **rules)
-        if last is None:
-            last = climb(scores.with_fixed_spread()).adjacency
-        found = (climb(scores, start=start) for start in (None, last))
+        starts = (
+            (last,) if last is not None else (None, climb(scores.with_fixed_spread()).adjacency)
+        )
+        found = (climb(scores, start=start) for start in starts)
         return max(found, key=lambda graph: graph.score).adjacency
 
     @property

@@ -58,7 +58,7 @@ def structural_em(
     target: float = 0.003,
     max_parents: int | None = None,
     rounds: int = 6,
-    steps: int = 15,
+    steps: int | None = None,
     starts: int = 3,
     runs: int | None = None,
 ) -> FoundStructure:
@@ -147,7 +147,7 @@ def structural_em(
         many=RandomFeatures(x, units=2 * units),
         assumed=Assumptions(imperfect, varying, target, targets),
         edge=edge,
-        steps=steps,
+        steps=(8 if varying else 15) if steps is None else steps,
         prior=prior,
         max_parents=max_parents,
     )
