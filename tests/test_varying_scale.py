@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from pyro_causal.infer._regressions import RandomFeatures
-from pyro_causal.infer._varying_scale import fit_base, fit_varying
+from pyro_causal.infer import _regime_laws, _varying_scale
+from pyro_causal.infer._regime_laws import VaryingLaws
+from pyro_causal.infer._regressions import Assumptions, RandomFeatures
+from pyro_causal.infer._varying_scale import fit_varying, grow_targets
 
 
 def fan(size=6000):
@@ -88,26 +90,96 @@ def test_without_parents_a_law_is_gaussian_but_for_strays():
     assert density[2] > -20  # and not -270
 
 
-def test_targets_are_chosen_by_the_law_that_varies():
-    x, y = fan()
-    z = torch.arange(6000) % 4
-    y = torch.where(z == 3, 3 + 0.1 * torch.randn(6000).double(), y)
+def regimes(size=6000):
+    """The fan in four regimes, the last of which sets the effect; and what each gains by itself."""
+    x, y = fan(size)
+    z = torch.arange(size) % 4
+    y = torch.where(z == 3, 3 + 0.1 * torch.randn(size).double(), y)
     parts = [y[z == k] for k in range(4)]
     own = torch.stack([Normal(part.mean(), part.std()).log_prob(part).sum() for part in parts])
-    start = torch.tensor([False, True, False, True])
-    a = features_of(x)
-    law, targets = fit_base(a, y, z, start, parents=1, own=own)
+    return x, y, z, own
+
+
+def test_targets_grow_by_the_law_that_varies():
+    x, y, z, own = regimes()
+    a, asked = features_of(x), []
+
+    def base(targets):
+        asked.append(targets.tolist())
+        law = fit_varying(a, y, (~targets).double()[z], parents=1)
+        return torch.zeros_like(own).index_add(0, z, law.log_density(a, y))
+
+    counts = torch.full_like(own, 1500.0)
+    targets = grow_targets(own, base, counts=counts, least=300.0)
     assert targets.tolist() == [False, False, False, True]
-    again = fit_varying(a, y, (z != 3).double(), parents=1)
-    rows = z != 3
-    difference = law.log_density(a, y)[rows] - again.log_density(a, y)[rows]
-    assert difference.abs().mean() < 0.02
-    _, kept = fit_base(a, y, z, start, parents=1)
-    assert torch.equal(kept, start)
+    assert asked[0] == [False] * 4
+    assert not grow_targets(own, base, counts=counts, least=4501.0).any()
+    assert grow_targets(own + 1e6, base, counts=counts, least=1500.0).sum() == 3
+
+
+def test_targets_turn_back():
+    """The second gains most, but only while the first has no law of its own."""
+    own = torch.tensor([0.0, 0.0, 0.0])
+    totals = {
+        (0, 0, 0): [-9.0, -10.0, 1.0],
+        (0, 1, 0): [-9.0, 0.0, 1.0],
+        (1, 1, 0): [0.0, 5.0, 1.0],
+    }
+    asked = []
+
+    def base(targets):
+        asked.append(tuple(targets.long().tolist()))
+        return torch.tensor(totals.get(asked[-1], [0.0, 5.0, 1.0]))
+
+    targets = grow_targets(own, base, counts=torch.ones(3), least=0.0)
+    assert targets.tolist() == [True, False, False]
+    assert asked[:3] == [(0, 0, 0), (0, 1, 0), (1, 1, 0)]
+
+
+def test_large_tables_are_fitted_to_some_of_their_rows(monkeypatch):
+    x, y = fan(9000)
+    a, weights = features_of(x), torch.ones(9000).double()
+    weights[::2] = 0
+    law = fit_varying(a, y, weights, parents=1)
+    monkeypatch.setattr(_varying_scale, "ROWS", 1500)
+    few = fit_varying(a, y, weights, parents=1)
+    again = fit_varying(a[1::6], y[1::6], weights[1::6], parents=1)
+    torch.testing.assert_close(few.mean, again.mean)
+    assert not torch.allclose(few.mean, law.mean)
 
 
 def test_laws_of_no_rows_are_finite():
     x, y = fan(500)
-    one = torch.zeros(500, dtype=torch.long)
-    law, _ = fit_base(features_of(x), y, one, torch.tensor([True]), parents=1)
+    law = fit_varying(features_of(x), y, torch.zeros(500).double(), parents=1)
     assert law.log_density(features_of(x), y).isfinite().all()
+
+
+def test_laws_of_regimes_vary_and_are_kept():
+    x, y, z, _ = regimes()
+    table, q = torch.stack([x, y], 1), torch.nn.functional.one_hot(z, 4).double()
+    laws = VaryingLaws(
+        table,
+        torch.tensor([[0, 1], [0, 0]]),
+        features=RandomFeatures(table, units=60),
+        assumed=Assumptions(varying=True, target=0.01),
+    )
+    found, targets = laws.log_likelihood(q)
+    assert targets.long().tolist() == [[0, 0], [0, 0], [0, 0], [0, 1]]
+    marginal = Normal(x.mean(), x.std()).log_prob(x)
+    gap = truth(x, y)[z != 3] + marginal[z != 3] - found[z != 3, 0]
+    assert gap.mean().abs() < 0.05
+    count = len(laws.known)
+    joined = torch.stack([q[:, 0] + q[:, 1], q[:, 2], q[:, 3]], 1)
+    laws.knowing(torch.tensor([[0, 0], [0, 0], [0, 1]]).bool()).log_likelihood(joined)
+    assert len(laws.known) == count  # the same rows share them
+
+
+def test_not_too_many_laws_are_kept(monkeypatch):
+    monkeypatch.setattr(_regime_laws, "KNOWN", 3)
+    x, y, z, _ = regimes(2000)
+    table, assumed = torch.stack([x, y], 1), Assumptions(varying=True, target=0.01)
+    features = RandomFeatures(table, units=20)
+    laws = VaryingLaws(table, torch.zeros(2, 2), features=features, assumed=assumed)
+    for k in range(1, 4):
+        laws.log_likelihood(torch.nn.functional.one_hot(z % k, 4).double())
+    assert 0 < len(laws.known) <= 3

@@ -19,6 +19,7 @@ SHRINKAGE = 1e-5  # of the mean; held-out rows like it better than the smaller o
 DAMPING = 1e-3  # of steps to the log-variance
 STEPS = 6
 ROWS = 4000  # about, that a law is fitted to
+LIGHTEST = 1e-4  # weight of them
 TRIES = 3  # regimes, before it ends
 PARTS = 4  # of the mixture that is the shape of residuals
 SHAPE_STEPS = 15
@@ -82,14 +83,15 @@ def fit_varying(
 ) -> VaryingLaw:
     """Fit a law to weighted rows: mean and log-variance in turn, then shape and tilt.
 
-    Without parents it is Gaussian.
+    Without parents it is Gaussian. Of many rows some are enough, at regular distances.
 
     **Shapes**: ``features [N, m]``, of which the first is 1 and the next are the parents, ``y [N]``
     and ``weights [N]``; ``mean [m]`` to start from, by default least squares.
     """
-    some = (weights > 1e-4).nonzero().squeeze(-1)
-    some = some[:: max(1, len(some) // ROWS)]
-    features, y, weights = features[some], y[some], weights[some]
+    some = (weights > LIGHTEST).nonzero().squeeze(-1)
+    if len(some):
+        some = some[:: max(1, len(some) // ROWS)]
+        features, y, weights = features[some], y[some], weights[some]
     total = weights.sum().clamp(min=1)
     if mean is None or not parents:
         mean = _least_squares(features, y, weights)

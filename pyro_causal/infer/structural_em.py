@@ -95,9 +95,8 @@ def structural_em(
       for functions of a few parents of any shape.
     - ``imperfect``: whether interventions may leave parents in place.
     - ``varying``: whether the spread and the shape of residuals depend on the parents, as where
-      noise enters a function of any shape. Graphs are found by climbing then, and regimes come from
-      laws of fixed spread all the same: others explain rows of interventions, too. The score
-      is then that of the search, given the most probable regime of each row.
+      noise enters a function of any shape. Graphs are found by climbing then, and targets grow one
+      at a time from none: laws fitted to few regimes are wrong in others.
     - ``labels``: the component of each row, where known, else -1.
     - ``targets``: of each component, where known.
     - ``prior``: of edges.
@@ -105,7 +104,8 @@ def structural_em(
       more than what chance gives, since families are never quite right; functions of any shape are
       less so than linear ones. Try 0.01 of both for them.
     - ``max_parents``: of a node.
-    - ``rounds``, ``steps``: at most so many moves to a better graph, and steps in each.
+    - ``rounds``, ``steps``: at most so many moves to a better graph, and steps in each, by default
+      15, or 8 where spreads vary.
     - ``starts``, ``runs``: so many mixtures of Gaussians are fitted, and from so many of the most
       likely, regimes under each graph are; the best by score are taken. By default there are 2
       runs with few variables (up to 5), which tell less of regimes, else 1, to save time.
