@@ -115,6 +115,26 @@ def test_laws_explain_rows_as_the_truth_does():
     assert (density.argmax(1) == truth.argmax(1)).double().mean() > 0.999
 
 
+def test_laws_are_computed_once_for_the_same_responsibilities(monkeypatch):
+    x, z = chain(imperfect=True)
+    q, calls = torch.nn.functional.one_hot(z, 4).double(), []
+    own = RegimeLaws._own
+    monkeypatch.setattr(RegimeLaws, "_own", lambda *given: calls.append(given) or own(*given))
+    linear, assumed = RandomFeatures(x, units=0), Assumptions(imperfect=True, target=0.01)
+    laws = RegimeLaws(x, CHAIN, features=linear, assumed=assumed)
+    first, targets = laws.log_likelihood(q)
+    none = laws.knowing(torch.zeros_like(targets))
+    assert not torch.equal(none.log_likelihood(q)[0], first)
+    assert torch.equal(laws.log_likelihood(q)[0], first)
+    assert len(calls) == len(CHAIN)
+    other = q.roll(1, 0)
+    assert not torch.equal(laws.log_likelihood(other)[0], first)
+    for _ in range(3):
+        laws.log_likelihood(q.clone())
+    assert torch.equal(laws.log_likelihood(q)[0], first)
+    assert len(calls) == 6 * len(CHAIN)  # that of long ago is forgotten
+
+
 def test_laws_of_imperfect_interventions():
     x, z = chain(9000, imperfect=True)
     q = torch.nn.functional.one_hot(z, 3).double()

@@ -23,8 +23,22 @@ from pyro_causal.infer._varying_scale import FEWEST, fit_varying, grow_targets
 
 __all__ = ["RegimeLaws", "VaryingLaws"]
 
+LATELY = 3  # responsibilities: of a fit, of a change of it, and their rows that are not held out
 KNOWN = 500  # densities of all rows that are kept
 DIGITS = 1e4  # weights that are the same up to these give the same law
+
+
+class _Seen:
+    """What was computed for responsibilities that were asked for lately, by these tensors."""
+
+    def __init__(self) -> None:
+        self.last: list[tuple[Tensor, dict[Any, Any]]] = []
+
+    def of(self, q: Tensor) -> dict[Any, Any]:
+        """A place for it, new if need be."""
+        found = next((pair for pair in self.last if pair[0] is q), (q, {}))
+        self.last = [found, *(pair for pair in self.last if pair[0] is not q)][:LATELY]
+        return found[1]
 
 
 class RegimeLaws:
@@ -49,6 +63,7 @@ class RegimeLaws:
         self.penalty = parameter_price(len(x))
         self.parents = [column.nonzero().flatten().tolist() for column in adjacency.mT]
         self.features = [features(parents) for parents in self.parents]
+        self.seen = _Seen()
 
     def knowing(self, targets: Tensor) -> RegimeLaws:
         """The same with known targets."""
@@ -60,11 +75,20 @@ class RegimeLaws:
         """The log-density of each row in each regime ``[N, K]``, and targets ``[K, d]``."""
         total, targets = torch.zeros_like(q), []
         for node in range(len(self.parents)):
-            own, price = self._own(node, q)
-            base, chosen = self._base(node, q, own, price)
+            own, base, chosen = self._node(node, q)
             total += torch.where(chosen, own, base.unsqueeze(-1))
             targets.append(chosen)
         return total, torch.stack(targets, 1)
+
+    def _node(self, node: int, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-densities under own laws ``[N, K]`` and that of the others ``[N]``, and targets."""
+        known, seen = self.assumed.targets, self.seen.of(q)
+        if node not in seen:
+            seen[node] = self._own(node, q)
+        key = node, None if known is None else tuple(known[:, node].tolist())
+        if key not in seen:
+            seen[key] = self._base(node, q, *seen[node])
+        return seen[node][0], *seen[key]
 
     def _base(self, node: int, q: Tensor, own: Tensor, price: Tensor) -> tuple[Tensor, Tensor]:
         """Log-densities ``[N]`` under the law of all regimes but the targets, and those ``[K]``."""
