@@ -38,9 +38,9 @@ What the paper's table 1 reports of the latent variant::
                 e=4    35.9       32.1    30.4
 
 The graph without edges has about 10 at e=1, and 18 for the proteins, where the paper's best has 19.
-What we measure, and with which commands, is in docs/ledger.md. One data set under stochastic
-interventions takes half a minute on one core if linear, and one to two minutes else; imperfect ones
-take longer, up to four minutes for the search alone. The smoke preset takes seconds.
+What we measure, and with which commands, is in docs/ledger.md. One data set takes half a
+minute to one on one core if linear, else two to five, and a dense one took eleven beside other
+work. The smoke preset takes seconds.
 """
 
 from __future__ import annotations

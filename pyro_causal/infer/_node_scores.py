@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,21 +101,23 @@ class NodeScores:
         fitted, held = every[self.fit_rows], every[self.held_rows]
         moments = Moments.of(fitted, self.x[:, nodes], self.sizes)
         own, density = self._own(moments, held, nodes, parents)
-        fit = self._varying if self.assumed.varying else self._fixed
-        base, targets = fit(moments, fitted, held, own, nodes, len(parents))
+        if self.assumed.varying:
+            size = len(parents)
+            parts = [
+                self._varying(moments.responses([j]), fitted, held, own[j], node, size)
+                for j, node in enumerate(nodes)
+            ]
+            base = torch.stack([density for density, _ in parts], 1)
+            targets = torch.stack([chosen for _, chosen in parts])
+        else:
+            base, targets = self._fixed(moments, held, own, nodes)
         density = torch.where(targets.mT[self.held_labels], density, base)
         total = density.clamp(min=WORST).sum(0) * self.weight
         price = self.edge * len(parents) + self.target * targets.sum(1)
         return total - price, targets
 
     def _fixed(
-        self,
-        moments: Moments,
-        fitted: Tensor,
-        held: Tensor,
-        own: Tensor,
-        nodes: list[int],
-        parents: int,
+        self, moments: Moments, held: Tensor, own: Tensor, nodes: list[int]
     ) -> tuple[Tensor, Tensor]:
         """Log-densities of held rows ``[H, J]`` under regressions, and targets ``[J, K]``."""
         if self.assumed.targets is None:
@@ -127,44 +128,31 @@ class NodeScores:
         return base, shared.targets
 
     def _varying(
-        self,
-        moments: Moments,
-        fitted: Tensor,
-        held: Tensor,
-        own: Tensor,
-        nodes: list[int],
-        parents: int,
+        self, moments: Moments, fitted: Tensor, held: Tensor, own: Tensor, node: int, parents: int
     ) -> tuple[Tensor, Tensor]:
-        """The same under laws of varying spread."""
-        columns, chosen = [], []
-        for j, node in enumerate(nodes):
-            laws: dict[tuple[bool, ...], VaryingLaw] = {}
-            y, these = self.x[:, node], moments.responses([j])
+        """The same of one node under a law of varying spread, ``[H]`` and ``[K]``."""
+        y, targets = self.x[:, node], self.assumed.targets
+        laws: dict[tuple[bool, ...], VaryingLaw] = {}
 
-            def base(
-                targets: Tensor, y: Tensor = y, laws: Any = laws, these: Moments = these
-            ) -> Tensor:
-                use = ~targets
-                mean = ridge(these.gram[use].sum(0), these.cross[use].sum(0), strength=SHRINKAGE)
-                law = laws[tuple(targets.tolist())] = fit_varying(
-                    fitted,
-                    y,
-                    use.to(y)[self.labels],
-                    parents=parents,
-                    mean=mean.squeeze(-1),
-                )
-                density = law.log_density(fitted, y)
-                return torch.zeros_like(these.counts).index_add(0, self.labels, density)
+        def law(targets: Tensor) -> VaryingLaw:
+            key, use = tuple(targets.tolist()), ~targets
+            if key not in laws:
+                gram, cross = moments.gram[use].sum(0), moments.cross[use].sum(0)
+                mean = ridge(gram, cross, strength=SHRINKAGE).squeeze(-1)
+                rows = use.to(y)[self.labels]
+                laws[key] = fit_varying(fitted, y, rows, parents=parents, mean=mean)
+            return laws[key]
 
-            if self.assumed.targets is None:
-                least = FEWEST * fitted.shape[1]
-                targets = grow_targets(own[j], base, counts=moments.counts, least=least)
-            else:
-                base(targets := self.assumed.targets[:, node])
-            law = laws[tuple(targets.tolist())]
-            columns.append(law.log_density(held, self.held[:, node]))
-            chosen.append(targets)
-        return torch.stack(columns, 1), torch.stack(chosen)
+        def base(targets: Tensor) -> Tensor:
+            density = law(targets).log_density(fitted, y)
+            return torch.zeros_like(moments.counts).index_add(0, self.labels, density)
+
+        if targets is None:
+            least = FEWEST * fitted.shape[1]
+            chosen = grow_targets(own, base, counts=moments.counts, least=least)
+        else:
+            chosen = targets[:, node]
+        return law(chosen).log_density(held, self.held[:, node]), chosen
 
     def _own(
         self, moments: Moments, held: Tensor, index: list[int], parents: Sequence[int]
