@@ -6,6 +6,7 @@ from torch.distributions import Normal
 
 from pyro_causal.datasets import draw_interventional_scm, sample_interventional_table
 from pyro_causal.infer._gaussian_start import fit_gaussians, responsibilities
+from pyro_causal.infer._given_graph import Fit
 from pyro_causal.infer._node_scores import NodeScores
 from pyro_causal.infer._regime_laws import RegimeLaws
 from pyro_causal.infer._regressions import Assumptions, RandomFeatures
@@ -275,6 +276,25 @@ def test_a_node_may_be_a_target_everywhere():
     assert not found.adjacency[:, 2].any()  # its parents never act, and an edge has its price
     assert found.adjacency[0, 1] == 1
     assert found.responsibilities.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "noise"),
+    [({}, 0.0), ({"varying": True}, 0.05), ({"varying": True, "resolution": 0.0}, 0.0)]
+    + [({"resolution": 0.3}, 0.3)],
+)
+def test_rows_are_blurred_to_the_resolution(monkeypatch, options, noise):
+    torch.manual_seed(0)
+    x, seen = 3 + 2 * torch.randn(4000, 2), []
+
+    def search(problem, starts, *, rounds):
+        seen.append(problem.x)
+        return torch.zeros(2, 2), Fit(starts[0], torch.zeros(2, 2).bool(), 0.0)
+
+    monkeypatch.setattr("pyro_causal.infer.structural_em.find_structure", search)
+    structural_em(x, truncation=2, **options)
+    added = seen[0] - (x.double() - x.double().mean(0)) / x.double().std(0)
+    torch.testing.assert_close(added.std(0), torch.full_like(added[0], noise), atol=0.01, rtol=0)
 
 
 @pytest.mark.gpu

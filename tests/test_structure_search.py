@@ -5,6 +5,7 @@ import torch
 from torch.distributions import MixtureSameFamily, Normal
 
 from pyro_causal.infer import _structure_search
+from pyro_causal.infer._births import add_components
 from pyro_causal.infer._components import Components
 from pyro_causal.infer._given_graph import Fit
 from pyro_causal.infer._merging import drop_targets, join_idle, merge_components
@@ -27,12 +28,22 @@ def pair(size=3000, *, imperfect=False):
     return (x - x.mean(0)) / x.std(0), z
 
 
-def problem(x, *, imperfect=False, target=PRICE, targets=None, prior=None):
+def problem(
+    x, *, imperfect=False, varying=False, target=PRICE, targets=None, prior=None, truncation=6
+):
     linear = RandomFeatures(x, units=0)
     held = torch.arange(len(x)) % 5 == 0
-    assumed = Assumptions(imperfect, target=target, targets=targets)
+    assumed = Assumptions(imperfect, varying, target, targets)
     return StructureProblem(
-        x, held, linear, linear, assumed=assumed, edge=PRICE, steps=15, prior=prior
+        x,
+        held,
+        linear,
+        linear,
+        assumed=assumed,
+        edge=PRICE,
+        steps=15,
+        truncation=truncation,
+        prior=prior,
     )
 
 
@@ -151,10 +162,52 @@ def test_components_without_targets_are_one():
 # ---- graphs ------------------------------------------------------------------------------------
 
 
+def test_components_are_added_where_rows_are_explained_badly():
+    torch.manual_seed(4)
+    x, z = pair()
+    everything = components(0 * z, 1)
+    fit = problem(x).fit(FORWARD, [everything])
+    assert fit.targets.tolist() == [[False, False], [False, True], [True, False]]
+    assert adjusted_rand_index(fit.components.q.argmax(1), z) > 0.98
+    assert len(problem(x, truncation=2).fit(FORWARD, [everything]).targets) == 2
+
+
+def test_added_components_set_one_node_each():
+    torch.manual_seed(4)
+    x, z = pair()
+    given = problem(x).given(FORWARD)
+    _, _, named = everything = components(0 * z, 1, named=1)
+    more = add_components(given, everything, room=5)
+    assert more.q.shape == more.allowed.shape == (len(x), 3)
+    assert more.named.tolist() == [True, False, False] and torch.equal(named, more.named[:1])
+    torch.testing.assert_close(more.q.sum(1), torch.ones(len(x)).double())
+    for k in (1, 2):  # the surer of the two is first, which is x1
+        assert more.q[z == 3 - k, k].mean() > 0.5 > 5 * more.q[z != 3 - k, k].mean()
+    assert add_components(given, components(z, 3), room=5) is None  # as all are there
+    assert add_components(given, everything, room=0) is None
+    one = add_components(given, everything, room=1)
+    torch.testing.assert_close(one.q[z == 2, 1], more.q[z == 2, 1], atol=0.01, rtol=0)
+
+
+def test_rows_of_known_components_keep_them():
+    torch.manual_seed(4)
+    x, z = pair()
+    q, allowed, named = components(0 * z, 1, named=1)
+    q, allowed = q.repeat(1, 2) / 2, allowed.repeat(1, 2)
+    named = torch.tensor([True, False])
+    known = torch.arange(len(x)) % 2 == 0
+    allowed[known, 1] = False
+    given = problem(x).given(FORWARD)
+    more = add_components(given, Components(q, allowed, named), room=5)
+    assert not more.allowed[known, 2:].any() and (more.q[known, 2:] == 0).all()
+    assert more.allowed[~known, 2:].all() and more.q[~known, 2:].max() > 0.9
+    assert add_components(given, Components(q, allowed & ~allowed[:, :1], named), room=5) is None
+
+
 def test_the_better_start_is_taken():
     torch.manual_seed(4)
     x, z = pair()
-    one = problem(x)
+    one = problem(x, truncation=1)
     poor, good = components(0 * z, 3), components(z, 3)
     scores = [one.fit(FORWARD, starts).score for starts in ([poor], [good], [poor, good])]
     assert scores[1] > scores[0] + 0.1 * len(x)
@@ -192,6 +245,31 @@ def test_the_reversals_that_lose_least_are_tried_after_the_search(monkeypatch):
     first = torch.tensor([[0, 0, 0], [1, 0, 1], [0, 0, 0]])
     second = torch.tensor([[0, 1, 0], [0, 0, 0], [0, 1, 0]])
     assert torch.equal(other, max(first, second, key=total))
+
+
+@pytest.mark.parametrize("varying", [False, True])
+def test_where_spreads_vary_searches_start_afresh_as_well(monkeypatch, varying):
+    torch.manual_seed(5)
+    x, z = pair()
+    starts = []
+
+    def search(self, scores, last=None):
+        starts.append(last)
+        return FORWARD
+
+    monkeypatch.setattr(StructureProblem, "search", search)
+    monkeypatch.setattr(_structure_search, "REVERSALS", 0)
+    graph, _ = find_structure(problem(x, varying=varying), [components(z, 3)], rounds=1)
+    assert torch.equal(graph, FORWARD)
+    assert [last is None for last in starts] == [True, False, True][: 2 + varying]
+
+
+@pytest.mark.parametrize(("varying", "times"), [(False, 1), (True, 3)])
+def test_targets_cost_more_in_searches_where_spreads_vary(varying, times):
+    x, z = pair(300)
+    one = problem(x, varying=varying, target=0.1)
+    assert one.scores(components(z, 3)).target == pytest.approx(times * 0.1 * 300)
+    assert one.given(FORWARD).target == pytest.approx(0.1 * 300)
 
 
 def test_what_is_hopeless_is_not_merged(monkeypatch):

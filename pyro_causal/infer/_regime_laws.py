@@ -80,6 +80,10 @@ class RegimeLaws:
             targets.append(chosen)
         return total, torch.stack(targets, 1)
 
+    def base(self, q: Tensor) -> Tensor:
+        """The log-density of each value under the law of all regimes but targets, ``[N, d]``."""
+        return torch.stack([self._node(node, q)[1] for node in range(len(self.parents))], 1)
+
     def _node(self, node: int, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-densities under own laws ``[N, K]`` and that of the others ``[N]``, and targets."""
         known, seen = self.assumed.targets, self.seen.of(q)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_causal.infer._births import add_components
 from pyro_causal.infer._components import Components
 from pyro_causal.infer._given_graph import Fit, GivenGraph
 from pyro_causal.infer._local_scores import EdgeRules, edge_rules
@@ -26,7 +27,9 @@ __all__ = ["StructureProblem", "find_structure"]
 EXACT = 11  # nodes, up to which all graphs are compared
 PATIENCE = 8  # of a climb where spreads vary
 REVERSALS = 2  # of edges, tried from one graph
-HOPELESS = 0.05  # nats for a row, that mergers do not win back
+HOPELESS = 0.05  # nats for a row, that fewer or more components do not win back
+BIRTHS = 2  # times that there are more
+STRICTER = 3  # times the price of targets in searches where spreads vary
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class StructureProblem:
     """Rows, and what is asked of a graph for them; arguments as those of structural EM.
 
     ``few`` are the features for scores of nodes, ``many`` those for laws; ``steps`` is the number
-    of steps between laws and responsibilities.
+    of steps between laws and responsibilities, and ``truncation`` that of components at most.
     """
 
     x: Tensor
@@ -44,18 +47,26 @@ class StructureProblem:
     assumed: Assumptions
     edge: float
     steps: int
+    truncation: int
     prior: BernoulliGraph | None = None
     max_parents: int | None = None
 
     def scores(self, components: Components) -> NodeScores:
-        """Those of nodes, when each row belongs to its most probable component."""
+        """Those of nodes, when each row belongs to its most probable component.
+
+        Components are not pure, and those that are mixed speak for targets; where spreads vary,
+        these cost more for that reason than they do under a given graph.
+        """
+        assumed = self.assumed
+        if assumed.varying:
+            assumed = assumed._replace(target=STRICTER * assumed.target)
         return NodeScores(
             self.x,
             components.q.argmax(1),
             regimes=components.q.shape[1],
             features=self.few,
             held=self.held,
-            assumed=self.assumed,
+            assumed=assumed,
             edge=self.edge,
         )
 
@@ -106,7 +117,7 @@ class StructureProblem:
         )
 
     def fit(self, graph: Tensor, starts: Sequence[Components], *, rival: float = -torch.inf) -> Fit:
-        """As few components as predict rows well under a graph, from the best of the starts.
+        """As many components as predict rows well under a graph, from the best of the starts.
 
         What is far below a rival's score before components merge is left at that.
         """
@@ -114,13 +125,29 @@ class StructureProblem:
         for start in starts:
             fit = given.score(given.settle(start, steps=self.steps))
             if fit.score > rival - HOPELESS * len(self.x):
-                fit = merge_components(given, fit.components)
-                fit = given.score(given.settle(fit.components, steps=self.steps))
+                fit = self._merge(given, fit)
                 if self.assumed.targets is None:
-                    fit = join_idle(given, drop_targets(given, fit))
+                    fit = join_idle(given, drop_targets(given, self._add(given, fit)))
             fits.append(fit)
             rival = max(rival, fit.score)
         return max(fits, key=lambda fit: fit.score)
+
+    def _merge(self, given: GivenGraph, fit: Fit) -> Fit:
+        fit = merge_components(given, fit.components)
+        return given.score(given.settle(fit.components, steps=self.steps))
+
+    def _add(self, given: GivenGraph, fit: Fit) -> Fit:
+        for _ in range(BIRTHS):
+            room = self.truncation - len(fit.targets)
+            more = add_components(given, fit.components, room=room)
+            if more is None:
+                break
+            trial = given.score(given.settle(more, steps=self.steps))
+            trial = self._merge(given, trial)
+            if trial.score <= fit.score:
+                break
+            fit = trial
+        return fit
 
 
 def find_structure(
@@ -129,8 +156,8 @@ def find_structure(
     """The graph and the regimes of the highest score, from the best graph for the first start on.
 
     Next come the best graph for the regimes that were found, and graphs with one edge reversed.
-    Each has regimes of its own, from the same starts: those of another graph may be wrong, and
-    speak for it.
+    Each has regimes of its own, from those and from the same starts: what was found under another
+    graph may be wrong, and speak for it.
     """
     graph = problem.search(problem.scores(starts[0]))
     best, tried = problem.fit(graph, starts), [graph]
@@ -139,7 +166,7 @@ def find_structure(
             if any(torch.equal(other, one) for one in tried):
                 continue
             tried.append(other)
-            fit = problem.fit(other, starts, rival=best.score)
+            fit = problem.fit(other, [best.components, *starts], rival=best.score)
             if fit.score > best.score:
                 graph, best = other, fit
                 break
@@ -149,9 +176,14 @@ def find_structure(
 
 
 def _others(problem: StructureProblem, graph: Tensor, components: Components) -> Iterator[Tensor]:
-    """The best graph for given regimes, then those with an edge reversed that lose least."""
+    """The best graph for given regimes, then those with an edge reversed that lose least.
+
+    Where spreads vary, it is climbed to from this one, and from no edges as well.
+    """
     scores = problem.scores(components)
     yield problem.search(scores, graph)
+    if problem.assumed.varying:
+        yield problem.search(scores)
     rules = problem.rules
     reversals: list[tuple[float, Tensor]] = []
     for i, j in graph.nonzero().tolist():
