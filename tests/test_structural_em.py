@@ -333,6 +333,8 @@ def test_prior_and_parents_are_heeded():
         ({"labels": torch.zeros(4).long()}, r"labels \[30\] of integers, got .* shape \(4,\)"),
         ({"labels": torch.zeros(30)}, "of integers, got torch.float32"),
         ({"labels": torch.full((30,), -2)}, "labels from -1, unknown, got -2"),
+        ({"resolution": -0.1}, "resolution from 0, got -0.1"),
+        ({"resolution": torch.nan}, "resolution from 0, got nan"),
         ({"targets": torch.zeros(2, 4)}, r"targets \[K, 3\], got shape \(2, 4\)"),
         (
             {"labels": torch.arange(30), "targets": torch.zeros(2, 3)},

@@ -5,7 +5,7 @@ import torch
 from torch.distributions import MixtureSameFamily, Normal
 
 from pyro_causal.infer import _structure_search
-from pyro_causal.infer._births import add_components
+from pyro_causal.infer._births import _set_value, add_components
 from pyro_causal.infer._components import Components
 from pyro_causal.infer._given_graph import Fit
 from pyro_causal.infer._merging import drop_targets, join_idle, merge_components
@@ -189,6 +189,29 @@ def test_added_components_set_one_node_each():
     torch.testing.assert_close(one.q[z == 2, 1], more.q[z == 2, 1], atol=0.01, rtol=0)
 
 
+def test_what_does_not_pay_is_not_added():
+    torch.manual_seed(4)
+    x, z = pair()
+    everything = components(0 * z, 1)
+    for target, pays in ((0.01, True), (0.2, False)):
+        given = problem(x, target=target).given(FORWARD)
+        assert (add_components(given, everything, room=5) is not None) == pays
+
+
+@pytest.mark.parametrize("rows", [15, 40])
+def test_a_few_rows_far_out_are_no_component(rows):
+    torch.manual_seed(0)
+    x = torch.randn(400).double()
+    x[:rows] = 8.0
+    gain, (share, mean, _) = _set_value(x, -Normal(0, 1).log_prob(x), least=20 / len(x))
+    if rows < 20:
+        assert gain < 10  # while they would gain 25 nats each
+    else:
+        assert gain > 20 * rows
+        assert share.item() == pytest.approx(rows / len(x), rel=0.1)
+        assert mean.item() == pytest.approx(8, abs=0.05)
+
+
 def test_rows_of_known_components_keep_them():
     torch.manual_seed(4)
     x, z = pair()
@@ -245,6 +268,39 @@ def test_the_reversals_that_lose_least_are_tried_after_the_search(monkeypatch):
     first = torch.tensor([[0, 0, 0], [1, 0, 1], [0, 0, 0]])
     second = torch.tensor([[0, 1, 0], [0, 0, 0], [0, 1, 0]])
     assert torch.equal(other, max(first, second, key=total))
+
+
+def test_another_graph_starts_from_the_best_regimes_as_well(monkeypatch):
+    x, z = pair()
+    start, regimes, seen = components(0 * z, 1), components(z, 3), []
+
+    def fit(self, graph, starts, *, rival=-torch.inf):
+        seen.append(starts)
+        return Fit(regimes, torch.zeros(3, 2).bool(), 0.0)
+
+    graphs = iter([FORWARD, FORWARD.T])
+    monkeypatch.setattr(StructureProblem, "search", lambda *_: next(graphs))
+    monkeypatch.setattr(StructureProblem, "fit", fit)
+    monkeypatch.setattr(_structure_search, "REVERSALS", 0)
+    find_structure(problem(x), [start], rounds=1)
+    assert len(seen) == 2 and seen[0][0] is start and len(seen[0]) == 1
+    assert seen[1][0] is regimes and seen[1][1] is start
+
+
+def test_added_components_stay_only_if_they_predict(monkeypatch):
+    torch.manual_seed(4)
+    x, z = pair()
+    one, start = problem(x), components(z, 3)
+    better = one.fit(FORWARD, [start])
+    torch.manual_seed(1)
+    noise = torch.rand(len(x)) < 0.3  # rows of no regime of their own
+
+    def add(graph, found, *, room):
+        q = torch.cat([found.q * ~noise[:, None], noise[:, None].double()], 1)
+        return components(q.argmax(1), q.shape[1], named=q.shape[1])  # which never merge
+
+    monkeypatch.setattr(_structure_search, "add_components", add)
+    assert one.fit(FORWARD, [start]).score == pytest.approx(better.score)
 
 
 @pytest.mark.parametrize("varying", [False, True])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_causal.infer._components import Components
 from pyro_causal.infer._gaussian_start import responsibilities
-from pyro_causal.infer._given_graph import GivenGraph
+from pyro_causal.infer._given_graph import FEWEST, GivenGraph
 from pyro_causal.infer._regressions import gaussian
 
 __all__ = ["add_components"]
@@ -25,8 +25,9 @@ def add_components(graph: GivenGraph, components: Components, *, room: int) -> C
 
     A component that sets node j to about c has the density of all laws but that of j, times
     ``N(x_j; c, s^2)``. Its share, c and s are found by EM beside the mixture as it is, from many
-    places at once; the best is as good as it raises the evidence, and has to be worth its price.
-    There is at most one new component for each node. Rows whose component is known keep it.
+    places at once; the best is as good as it raises the evidence, has to be worth its price, and
+    to explain more than a few rows. There is at most one new component for each node. Rows whose
+    component is known keep it.
 
     **References**: *SMEM algorithm for mixture models* (Ueda, Nakano, Ghahramani & Hinton 2000),
     where components are split for the same reason.
@@ -45,7 +46,7 @@ def add_components(graph: GivenGraph, components: Components, *, room: int) -> C
     price = (graph.target + 3 * graph.laws.penalty) * len(rows) / len(x)
     found = []
     for node, (value, ratio) in enumerate(zip(x[rows].mT, others[rows].mT, strict=True)):
-        gain, law = _set_value(value, ratio)
+        gain, law = _set_value(value, ratio, least=FEWEST / len(x))
         if gain > price:
             found.append((float(gain), node, law))
     if not found:
@@ -60,8 +61,13 @@ def add_components(graph: GivenGraph, components: Components, *, room: int) -> C
     )
 
 
-def _set_value(x: Tensor, ratio: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The gain in evidence of a component that sets a value; share, mean and variance of it."""
+def _set_value(
+    x: Tensor, ratio: Tensor, *, least: float
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The gain in evidence of a component that sets a value; share, mean and variance of it.
+
+    Its share is more than the least, as single rows that nothing explains would gain by one, too.
+    """
     mean = x.quantile((torch.arange(PLACES).to(x) + 0.5) / PLACES).unsqueeze(-1)
     share, variance = torch.full_like(mean, SHARE), torch.full_like(mean, WIDTH**2)
     for _ in range(STEPS):
@@ -73,6 +79,7 @@ def _set_value(x: Tensor, ratio: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, 
         variance = (spread / count).clamp(min=NARROWEST**2)
     odds = _log_odds(x, ratio, share, mean, variance)
     gains = (torch.nn.functional.softplus(odds) + (-share).log1p()).sum(1)
+    gains = gains.where(share.squeeze(1) > least, 0.0)
     best = gains.argmax()
     return gains[best], (share[best], mean[best], variance[best])
 

@@ -11,7 +11,7 @@ from pyro_causal.infer._components import Components
 from pyro_causal.infer._gaussian_start import responsibilities
 from pyro_causal.infer._regime_laws import RegimeLaws
 
-__all__ = ["Fit", "GivenGraph"]
+__all__ = ["FEWEST", "Fit", "GivenGraph"]
 
 FEWEST = 20  # rows of a component
 TOLERANCE = 1e-3  # nats for a row

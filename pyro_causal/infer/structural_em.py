@@ -21,6 +21,7 @@ from pyro_causal.infer.priors import BernoulliGraph
 __all__ = ["FoundStructure", "structural_em"]
 
 HELD = 0.2  # of the rows, for scores
+RESOLUTION = 0.05  # of rows, where spreads vary
 FEW = 5  # variables, for which there are two runs
 
 
@@ -91,7 +92,8 @@ def structural_em(
     **Arguments**
 
     - ``x``: rows; each variable is standardised.
-    - ``truncation``: the number K of components to start with, and at most.
+    - ``truncation``: the number K of components to start with, and at most, unless labels name
+      more.
     - ``units``: random features of the regressions on parents; 0 makes them linear, 100 are good
       for functions of a few parents of any shape.
     - ``imperfect``: whether interventions may leave parents in place.
@@ -112,14 +114,14 @@ def structural_em(
       runs with few variables (up to 5), which tell less of regimes, else 1, to save time.
     - ``resolution``: the standard deviation of noise that is added to the rows, where variables
       have variance one. Some variables follow their parents almost without noise, or not at all;
-      then a misfit that is small beside any other noise decides between graphs. By default 0.05
-      where spreads vary, else 0.
+      then a misfit that is small beside any other noise decides between graphs. All results are
+      of such rows. By default 0.05 where spreads vary, else 0.
 
     **Shapes**: ``x [N, d]``, ``labels [N]`` integers, ``targets [K, d]`` zeros and ones. Graphs of
     up to 11 nodes are found by exact search, unless spreads vary, else by climbing.
 
     **Raises**: ``ValueError`` for NaN or infinity, variables that do not vary, fewer rows than
-    variables, labels out of range, targets of another shape.
+    variables, labels out of range, targets of another shape, a resolution below 0.
 
     **References**: *The Bayesian structural EM algorithm*,
     https://arxiv.org/abs/1301.7373, there for missing values of any kind; *Permutation-based causal
@@ -139,10 +141,12 @@ def structural_em(
         tensor([[0, 0],
                 [1, 0]])
     """
-    _check(x, labels, targets)
+    _check(x, labels, targets, resolution)
     dtype, x = x.dtype, x.double()  # moments of rows that are nearly on a line need the digits
     x = (x - x.mean(0)) / x.std(0)
-    x = x + (0.05 * varying if resolution is None else resolution) * torch.randn_like(x)
+    if resolution is None:
+        resolution = RESOLUTION * varying
+    x = x + resolution * torch.randn_like(x)
     if targets is not None:
         truncation, targets = len(targets), targets.bool()
     elif labels is not None and (labels >= 0).all():
@@ -169,7 +173,14 @@ def structural_em(
     return FoundStructure(graph, fit.components.q.to(dtype), fit.targets, fit.score)
 
 
-def _check(x: Tensor, labels: Tensor | None, targets: Tensor | None) -> None:
+def _check(
+    x: Tensor, labels: Tensor | None, targets: Tensor | None, resolution: float | None
+) -> None:
+    if resolution is not None and not 0 <= resolution < torch.inf:
+        raise ValueError(
+            f"structural_em: expected a resolution from 0, got {resolution}. It is the standard "
+            "deviation of noise, where variables have variance one."
+        )
     if x.dim() != 2 or len(x) <= x.shape[-1]:
         raise ValueError(
             f"structural_em: expected rows [N, d] with N > d, got shape {tuple(x.shape)}. Give "
