@@ -102,6 +102,12 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "observational": ("z",),
     "semi": ("z",),
 }
+SIMULATED = {
+    "--edges-per-node": None,
+    "--nodes": None,
+    "--regimes": None,
+    "--targets-per-regime": 1,
+}
 REPETITIONS = {"table1": 10, "pairs": 60, "sachs": 5}
 PAPER: dict[str, dict[str, tuple[float, float]]] = {  # Hamming distances of table 1: e=1, e=4
     "latent": {
@@ -155,12 +161,23 @@ class Seen(NamedTuple):
     components: int
 
 
-def simulate(cell: Cell, *, nodes: int, rows: int, observational: bool) -> Rows:
-    """Rows and their truth; with one seed, the graph is the same for all variants."""
-    scm = data.draw_interventional_scm(
-        nodes, density=cell.density, intervention=cell.intervention, edges_per_node=cell.edges
+def draw(cell: Cell, args: argparse.Namespace) -> data.InterventionalSCM:
+    """A graph, its mechanisms and interventions; with one seed, the same for all variants."""
+    nodes = PRESETS[args.preset].nodes if args.nodes is None else args.nodes
+    return data.draw_interventional_scm(
+        2 if args.experiment == "pairs" else nodes,
+        density=cell.density,
+        intervention=cell.intervention,
+        edges_per_node=cell.edges,
+        regimes=args.regimes,
+        targets_per_regime=args.targets_per_regime,
     )
-    if not observational:
+
+
+def simulate(cell: Cell, args: argparse.Namespace) -> Rows:
+    """Rows and their truth."""
+    scm, rows = draw(cell, args), PRESETS[args.preset].rows
+    if args.variant != "observational":
         return data.sample_interventional_table(scm, rows)
     z = torch.zeros(rows, dtype=torch.long)
     x = scm(z)
@@ -352,13 +369,10 @@ def repeat(args: argparse.Namespace, name: str, cell: Cell, repetition: int) -> 
     """One repetition of a cell."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed_of(args.seed, args.experiment, name, repetition))
-    preset = PRESETS[args.preset]
     if args.experiment == "sachs":
         rows: Rows = data.load_sachs(log_standardised=True, path=args.data)
     else:
-        nodes = 2 if args.experiment == "pairs" else preset.nodes
-        observational = args.variant == "observational"
-        rows = simulate(cell, nodes=nodes, rows=preset.rows, observational=observational)
+        rows = simulate(cell, args)
     begin, seen = time.process_time(), observe(rows, args)
     method = discover(seen, cell, args, out=None, progress=False)
     seconds, found = time.process_time() - begin, findings(method, seen)
@@ -417,7 +431,8 @@ def paper_of(args: argparse.Namespace, name: str) -> dict[str, float]:
     """What the paper reports of a cell of its size, if it does."""
     kind, edges = name.rsplit(" e=", 1)
     pair = PAPER.get(args.variant, {}).get(kind)
-    if pair is None or args.preset == "smoke" or edges not in ("1", "4"):
+    other = args.preset == "smoke" or (args.nodes, args.regimes) != (None, None)
+    if pair is None or other or args.targets_per_regime > 1 or edges not in ("1", "4"):
         return {}
     return {"paper": pair[edges == "4"]}
 
@@ -457,10 +472,13 @@ def check_flags(args: argparse.Namespace) -> None:
             "--data",
             f"none, as {args.experiment} is simulated",
         ),
-        (
-            args.edges_per_node is not None and not simulated,
-            "--edges-per-node",
-            "it with simulated data of several variables only",
+        *(
+            (
+                getattr(args, flag[2:].replace("-", "_")) not in (None, default) and not simulated,
+                flag,
+                "it with simulated data of several variables only",
+            )
+            for flag, default in SIMULATED.items()
         ),
     ):
         if wrong:
@@ -494,18 +512,19 @@ def main(args: argparse.Namespace) -> dict[str, Table]:
     pyro.clear_param_store()
     pyro.set_rng_seed(args.seed)
     if args.experiment is not None:
+        for cell in cells(args).values():
+            draw(cell, args)  # which refuses numbers out of range
         claim(args)
         results = run_experiment(args)
         draw_distances(cells(args), results, args.out / f"{args.experiment}.png")
     else:
-        preset, edges = PRESETS[args.preset], args.edges_per_node
+        edges = args.edges_per_node
         cell = Cell(args.density or "linear", args.intervention or "stochastic", edges)
         if args.data is not None:
             rows = load(args)
         else:
             cell = cell._replace(edges=1.0 if edges is None else edges)
-            observational = args.variant == "observational"
-            rows = simulate(cell, nodes=preset.nodes, rows=preset.rows, observational=observational)
+            rows = simulate(cell, args)
         claim(args)
         path = args.out / "metrics.json"
         results = json.loads(path.read_text()) if path.exists() else run_once(args, rows, cell)
@@ -524,6 +543,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--density", choices=DENSITIES, help="default: linear; all in experiments")
     parser.add_argument("--intervention", choices=INTERVENTIONS, help="default: stochastic; all")
     parser.add_argument("--edges-per-node", type=float, help="default: 1; 1 and 4 in table1")
+    parser.add_argument("--nodes", type=int, help="variables to simulate; default: 10, 4 in smoke")
+    parser.add_argument("--regimes", type=int, help="with interventions; default: one a variable")
+    parser.add_argument("--targets-per-regime", type=int, default=1)
     parser.add_argument("--labelled", type=float, default=0.1, help="share of labels seen by semi")
     parser.add_argument("--reps", type=int, help=f"repetitions of each cell, {REPETITIONS}")
     parser.add_argument("--preset", choices=PRESETS, default="cpu")

@@ -587,11 +587,26 @@ def test_bad_rows_are_refused_before_any_work(table, tmp_path):
         ("--experiment table1 --data x.npz", "--data: expected none, as table1 is simulated"),
         ("--experiment pairs --edges-per-node 2", "--edges-per-node: .* simulated .* got 2.0"),
         ("--data x.npz --edges-per-node 2", "--edges-per-node: expected it with simulated data"),
+        ("--experiment sachs --nodes 12", "--nodes: expected it with simulated data .* got 12"),
+        ("--experiment pairs --regimes 3", "--regimes: expected it with simulated data"),
+        ("--data x.npz --targets-per-regime 2", "--targets-per-regime: expected it with simul"),
+        ("--nodes 1", "expected two variables or more, got d=1"),
+        ("--experiment table1 --nodes 0", "expected two variables or more, got d=0"),
+        ("--experiment table1 --targets-per-regime 5", "targets_per_regime from 1 to 4, got 5"),
     ],
 )
-def test_flags_without_effect_are_refused(flags, words, tmp_path):
+def test_flags_without_effect_or_out_of_range_are_refused(flags, words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        latent(tmp_path, *flags.split())
+        latent(tmp_path / "out", *flags.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_how_much_is_simulated(quick):
+    script = load("latent_interventions")
+    flags = "--preset smoke --nodes 6 --regimes 2 --targets-per-regime 3"
+    rows = script.simulate(script.Cell("linear", "stochastic", 1.0), script.parse(flags.split()))
+    assert rows["x"].shape == (400, 6) and rows["z"].unique().tolist() == [0, 1, 2]
+    assert rows["targets"].sum(1).tolist() == [0, 3, 3]
 
 
 def test_an_experiment_goes_on_after_its_last_repetition(quick, tmp_path, monkeypatch):
@@ -651,7 +666,8 @@ def test_the_paper_s_numbers_stand_beside_cells_of_its_size():
     assert script.paper_of(args, "flow imperfect e=4") == {"paper": 30.4}
     assert script.paper_of(args, "flow imperfect e=2") == {}
     assert script.paper_of(script.parse(["--variant", "semi"]), "flow imperfect e=4") == {}
-    assert script.paper_of(script.parse(["--preset", "smoke"]), "flow imperfect e=4") == {}
+    for words in ("--preset smoke", "--nodes 20", "--regimes 3", "--targets-per-regime 2"):
+        assert script.paper_of(script.parse(words.split()), "flow imperfect e=4") == {}
 
 
 def test_proteins_beside_the_paper(table, tmp_path, monkeypatch):
