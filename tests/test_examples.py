@@ -587,6 +587,8 @@ def test_bad_rows_are_refused_before_any_work(table, tmp_path):
         ("--experiment table1 --data x.npz", "--data: expected none, as table1 is simulated"),
         ("--experiment pairs --edges-per-node 2", "--edges-per-node: .* simulated .* got 2.0"),
         ("--data x.npz --edges-per-node 2", "--edges-per-node: expected it with simulated data"),
+        ("--experiment misfit --data x.npz", "--data: expected none, as misfit is simulated"),
+        ("--edge-price -1", "--edge-price: expected a number from 0, got -1.0"),
         ("--experiment sachs --nodes 12", "--nodes: expected it with simulated data .* got 12"),
         ("--experiment pairs --regimes 3", "--regimes: expected it with simulated data"),
         ("--data x.npz --targets-per-regime 2", "--targets-per-regime: expected it with simul"),
@@ -658,6 +660,20 @@ def test_the_direction_of_pairs(quick, tmp_path):
     assert results["pairs"]["linear stochastic"]["of"] == 2
     for pair in results["repetitions"].values():
         assert pair["empty"] == 1  # a cause and an effect
+
+
+def test_a_price_of_edges_for_rows_that_no_family_fits(quick, tmp_path, monkeypatch):
+    script = load("latent_interventions")
+    for name, number in (("SACHS_NODES", 4), ("SACHS_EDGES", 5), ("HIDDEN", 1), ("REGIMES", 3)):
+        monkeypatch.setattr(script, name, number)
+    flags = "--experiment", "misfit", "--density", "linear", "--reps", "1", "--edge-price"
+    cheap = latent(tmp_path / "cheap", *flags, "0.01")
+    (run,) = cheap["repetitions"].values()
+    row = cheap["misfit"]["linear imperfect"]
+    assert row["empty"] == run["empty"] == row["tp"] + row["fn"] and run["edges"] > 0
+    dear = latent(tmp_path / "dear", *flags, "100")
+    (other,) = dear["repetitions"].values()
+    assert other["edges"] == 0 and other["HD"] == other["empty"] == run["empty"]
 
 
 def test_the_paper_s_numbers_stand_beside_cells_of_its_size():
