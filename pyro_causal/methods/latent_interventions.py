@@ -27,7 +27,11 @@ __all__ = ["LatentInterventions"]
 
 Density = Literal["linear", "nonlinear", "flow"]
 Intervention = Literal["stochastic", "imperfect"]
-PRICES = {"linear": 0.003, "nonlinear": 0.01, "flow": 0.01}
+PRICES = {  # of an edge and a target
+    "linear": (0.003, 0.003),
+    "nonlinear": (0.01, 0.01),
+    "flow": (0.004, 0.01),
+}
 UNITS = 100  # random features of the search, where it is not linear
 SURE = 6.0  # the logit of what a search has found
 
@@ -77,7 +81,7 @@ class LatentInterventions(FoundInterventions):
       are certain.
     - ``edge``, ``target``: what an edge and a target cost beyond that, in nats for each row.
       Families are never quite right, and with enough rows misfit buys edges. By default 0.003 for
-      linear ones and 0.01 for others.
+      linear ones and 0.01 for others, but 0.004 for an edge of flows.
     - ``concentration``: :math:`\alpha`.
     - ``names``: of the variables, for programs and graphs; by default x0, x1 and so on.
     - ``context``, ``hidden``: of the networks, as for
@@ -136,8 +140,9 @@ class LatentInterventions(FoundInterventions):
         _require_shapes(nodes, targets, edges)
         self.density, self.intervention = density, intervention
         self.truncation = truncation if targets is None else len(targets)
-        self.edge = PRICES[density] if edge is None else edge
-        self.target = PRICES[density] if target is None else target
+        prices = PRICES[density]
+        self.edge = prices[0] if edge is None else edge
+        self.target = prices[1] if target is None else target
         self.concentration = concentration
         _require_numbers(self.truncation, self.edge, self.target, concentration)
         regimes = 1 + self.truncation
