@@ -143,3 +143,31 @@ def test_benchmark(bench, chirho, tmp_path, capsys, monkeypatch):
     assert (record["sites"], record["rows"]) == (SITES, ROWS)
     assert record["ratios"] == results["ratios"]
     assert record["versions"]["torch"] == torch.__version__
+
+
+def test_scores_of_a_class_of_graphs_are_means(load_benchmark):
+    pytest.importorskip("gies", reason="needs the bench extra")
+    truth = torch.tensor([[0, 1, 1], [0, 0, 0], [0, 0, 0]])
+    right, wrong = truth.numpy(), truth.mT.numpy()
+    assert load_benchmark("proteins").score([right, wrong], truth) == {
+        "HD": 2, "SHD": 1, "tp": 1, "fn": 1, "fp": 1, "rev": 1, "F1": 0.5,
+        "fn apart": 0, "fp apart": 0, "F1 apart": 1,  # nothing is missing or superfluous then
+    }  # fmt: skip
+
+
+def test_gies_knows_the_targets_and_ges_does_not(load_benchmark, monkeypatch, tmp_path):
+    pytest.importorskip("gies", reason="needs the bench extra")
+    proteins = load_benchmark("proteins")
+    cause = torch.randn(2000, 1)
+    effect = cause + torch.randn(2000, 1)
+    effect[1000:] = 3 + torch.randn(1000, 1)  # set
+    rows = {
+        "x": torch.cat([effect, cause], 1),
+        "z": (torch.arange(2000) >= 1000).long(),
+        "targets": torch.tensor([[0, 0], [1, 0]]),
+        "adjacency": torch.tensor([[0, 0], [1, 0]]),
+    }
+    monkeypatch.setattr(proteins, "load_sachs", lambda **_: rows)
+    results = proteins.main(proteins.parse(["--out", str(tmp_path / "scores.json")]))
+    assert [results[name]["HD"] for name in ("without edges", "GES", "GIES")] == [1, 1, 0]
+    assert json.loads((tmp_path / "scores.json").read_text()) == results
