@@ -60,13 +60,14 @@ class NodeScores:
         assumed: Assumptions,
         edge: float,
     ) -> None:
-        self.regimes, self.features, self.assumed = regimes, features, assumed
+        self.regimes, self.assumed = regimes, assumed
         self.edge, self.target = edge * len(x), assumed.target * len(x)
         self.penalty = parameter_price(len(x))
         order = labels.argsort(stable=True)
-        self.fit_rows, self.held_rows = order[~held[order]], order[held[order]]
-        self.x, self.held = x[self.fit_rows], x[self.held_rows]
-        self.labels, self.held_labels = labels[self.fit_rows], labels[self.held_rows]
+        fit_rows, held_rows = order[~held[order]], order[held[order]]
+        self.features = features.of(torch.cat([fit_rows, held_rows]))
+        self.x, self.held = x[fit_rows], x[held_rows]
+        self.labels, self.held_labels = labels[fit_rows], labels[held_rows]
         self.sizes = torch.bincount(self.labels, minlength=regimes).tolist()
         self.weight = len(x) / len(self.held)
         alone = Moments.of(self.x.new_ones(len(self.x), 1), self.x, self.sizes)
@@ -98,7 +99,7 @@ class NodeScores:
     def _score(self, parents: tuple[int, ...], nodes: list[int]) -> tuple[Tensor, Tensor]:
         """Scores and targets ``[J, K]`` of nodes."""
         every = self.features(parents)
-        fitted, held = every[self.fit_rows], every[self.held_rows]
+        fitted, held = every[: len(self.x)], every[len(self.x) :]
         moments = Moments.of(fitted, self.x[:, nodes], self.sizes)
         own, density = self._own(moments, held, nodes, parents)
         if self.assumed.varying:

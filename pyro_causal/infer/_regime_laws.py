@@ -18,6 +18,7 @@ from pyro_causal.infer._regressions import (
     gaussian,
     parameter_price,
     ridge,
+    take,
 )
 from pyro_causal.infer._varying_scale import FEWEST, fit_varying, grow_targets
 
@@ -84,6 +85,11 @@ class RegimeLaws:
         """The log-density of each value under the law of all regimes but targets, ``[N, d]``."""
         return torch.stack([self._node(node, q)[1] for node in range(len(self.parents))], 1)
 
+    def gains(self, q: Tensor) -> Tensor:
+        """How much better than the law of all others own laws explain rows, ``[K, d]``."""
+        laws = [self._node(node, q) for node in range(len(self.parents))]
+        return torch.stack([(q * (own - base.unsqueeze(1))).sum(0) for own, base, _ in laws], 1)
+
     def _node(self, node: int, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-densities under own laws ``[N, K]`` and that of the others ``[N]``, and targets."""
         known, seen = self.assumed.targets, self.seen.of(q)
@@ -102,11 +108,11 @@ class RegimeLaws:
             gains = torch.zeros_like(price).index_add(0, labels, gain) - price
             order = labels.argsort(stable=True)
             sizes = torch.bincount(labels, minlength=q.shape[1]).tolist()
-            moments = Moments.of(a[order], y[order, None], sizes)
+            moments = Moments.of(take(a, order), y[order, None], sizes)
             chosen = choose_targets(moments, gains[None]).targets[0]
         else:
             chosen = self.assumed.targets[:, node]
-        return _regress(a, y, q[:, ~chosen].sum(1)), chosen
+        return _regress(a, y, q[:, ~chosen].sum(1, keepdim=True)).squeeze(1), chosen
 
     def _own(self, node: int, q: Tensor) -> tuple[Tensor, Tensor]:
         """Log-densities ``[N, K]`` under laws of each regime's own, and their prices ``[K]``."""
@@ -119,12 +125,12 @@ class RegimeLaws:
         size = min(1 + len(parents) + OWN, every.shape[1])
         if not (self.assumed.imperfect and parents):
             return own, price
-        for k in (counts >= 2 * size).nonzero().flatten().tolist():
-            density = _regress(every[:, :size], y[:, 0], q[:, k], strength=1e-4)
-            more = self.penalty * (size - 1)
-            if (q[:, k] * (density - own[:, k])).sum() > more:
-                own[:, k] = density
-                price[k] += more
+        some = (counts >= 2 * size).nonzero().squeeze(1)
+        density = _regress(every[:, :size], y[:, 0], q[:, some], strength=1e-4)
+        more = self.penalty * (size - 1)
+        better = (q[:, some] * (density - own[:, some])).sum(0) > more
+        own[:, some[better]] = density[:, better]
+        price[some[better]] += more
         return own, price
 
 
@@ -161,9 +167,10 @@ class VaryingLaws(RegimeLaws):
 
 
 def _regress(features: Tensor, y: Tensor, weights: Tensor, **options: float) -> Tensor:
-    """The log-density of each row under a weighted regression, ``[N]``."""
-    weighted = (features * weights.unsqueeze(-1)).mT
-    coefficients = ridge(weighted @ features, weighted @ y.unsqueeze(-1), **options)
-    squares = (y - (features @ coefficients).squeeze(-1)).square()
-    variance = ((weights * squares).sum() / weights.sum().clamp(min=1)).clamp(min=FLOOR)
-    return gaussian(squares, variance)
+    """The log-density of each row under regressions, one for each column of weights ``[N, K]``."""
+    weighted = features.mT * weights.mT.unsqueeze(1)  # [K, m, N]
+    gram = (weighted.flatten(0, 1) @ features).unflatten(0, weighted.shape[:2])
+    coefficients = ridge(gram, (weighted @ y).unsqueeze(-1), **options).squeeze(-1)
+    squares = (y.unsqueeze(-1) - features @ coefficients.mT).square()
+    variance = (weights * squares).sum(0) / weights.sum(0).clamp(min=1)
+    return gaussian(squares, variance.clamp(min=FLOOR))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -59,19 +60,37 @@ class RandomFeatures:
     """
 
     def __init__(self, x: Tensor, *, units: int) -> None:
-        self.x, self.units = x, units
+        self.columns, self.units = x.mT.contiguous(), units
         self.directions = torch.randn(x.shape[1], units, dtype=x.dtype, device=x.device)
-        self.kinks = torch.randint(len(x), (units,), device=x.device)
+        self.kinks = x[torch.randint(len(x), (units,), device=x.device)].mT
+        self.covariance = torch.atleast_2d(self.columns.cov())
+
+    def of(self, rows: Tensor) -> RandomFeatures:
+        """The same functions of some rows, by their index."""
+        other = copy.copy(self)
+        other.columns = self.columns[:, rows]
+        return other
 
     def __call__(self, parents: Sequence[int]) -> Tensor:
-        """The features of a set of variables, ``[N, 1 + len(parents) + units]``; without, a 1."""
-        x = torch.cat([self.x.new_ones(len(self.x), 1), self.x[:, list(parents)]], 1)
-        if not parents or not self.units:
-            return x
-        directions = self.directions[list(parents)]
-        sums = x[:, 1:] @ (directions / directions.norm(dim=0))
-        kinks = sums.gather(0, self.kinks.unsqueeze(0))
-        return torch.cat([x, ((sums - kinks) / sums.std(0)).clamp(min=0)], 1)
+        """The features of a set of variables, ``[N, 1 + len(parents) + units]``; without, a 1.
+
+        Columns are next to each other in memory, which is what products of them are fast for.
+        """
+        x, number = self.columns[list(parents)], 1 + len(parents)
+        units = self.units if parents else 0
+        features = x.new_empty(number + units, x.shape[1])
+        features[0], features[1:number] = 1, x
+        if units:
+            v, covariance = self.directions[list(parents)], self.covariance[list(parents)]
+            scale = (v * (covariance[:, list(parents)] @ v)).sum(0, keepdim=True).sqrt()
+            kinks = (v * self.kinks[list(parents)]).sum(0, keepdim=True)
+            torch.addmm((-kinks / scale).mT, (v / scale).mT, x, out=features[number:]).clamp_(min=0)
+        return features.mT
+
+
+def take(features: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of features, in the same layout."""
+    return features.mT.index_select(1, rows).mT
 
 
 class Moments(NamedTuple):

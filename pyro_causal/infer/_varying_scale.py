@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_causal.infer._regressions import FLOOR, gaussian, ridge
+from pyro_causal.infer._regressions import FLOOR, gaussian, ridge, take
 
 __all__ = ["FEWEST", "VaryingLaw", "fit_varying", "grow_targets"]
 
@@ -91,7 +91,7 @@ def fit_varying(
     some = (weights > LIGHTEST).nonzero().squeeze(-1)
     if len(some):
         some = some[:: max(1, len(some) // ROWS)]
-        features, y, weights = features[some], y[some], weights[some]
+        features, y, weights = take(features, some), y[some], weights[some]
     total = weights.sum().clamp(min=1)
     if mean is None or not parents:
         mean = _least_squares(features, y, weights)
@@ -102,14 +102,16 @@ def fit_varying(
     if not parents:
         return VaryingLaw(mean, spread, mean.new_tensor([[0.0], [0.0], [1.0]]), tilt)
     few = features[:, : len(spread)]
-    spread = _fit_spread(few, squares, weights, spread, first=True)
+    on_few = _Regression.of(few, weights)
+    spread = on_few.solve((squares + FLOOR).log() + 1.27)  # less the mean of logs of chi-squares
+    spread = _fit_spread(on_few, squares, spread)
     precise = weights * (-_log_variance(few, spread)).exp()
     mean = _least_squares(features, y, precise / precise.mean().clamp(min=1e-12))
     residuals = y - features @ mean
-    spread = _fit_spread(few, residuals.square(), weights, spread, first=False)
+    spread = _fit_spread(on_few, residuals.square(), spread)
     u = residuals * (-0.5 * _log_variance(few, spread)).exp()
     shape = _fit_shape(u, weights)
-    return VaryingLaw(mean, spread, shape, _fit_tilt(few, _rank(u, shape), weights))
+    return VaryingLaw(mean, spread, shape, _fit_tilt(on_few, _rank(u, shape), weights))
 
 
 def grow_targets(
@@ -165,37 +167,45 @@ def _waves(v: Tensor) -> Tensor:
     return math.sqrt(2) * (math.pi * v.unsqueeze(-1) * torch.arange(1, WAVES + 1).to(v)).cos()
 
 
-def _fit_tilt(features: Tensor, rank: Tensor, weights: Tensor) -> Tensor:
-    """The mean of each wave given features, shrunk by as much of it as chance explains."""
-    weighted = (features * weights.unsqueeze(-1)).mT
-    tilt = ridge(weighted @ features, weighted @ _waves(rank), strength=DAMPING)
-    explained = weights @ (features @ tilt).square()
-    return tilt * (1 - len(tilt) / explained.clamp(min=1e-9)).clamp(min=0)
+class _Regression(NamedTuple):
+    """Of anything on features, weighted and damped."""
+
+    features: Tensor
+    weighted: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, weights: Tensor) -> _Regression:
+        weighted = features.mT * weights
+        gram = weighted @ features
+        ridge = torch.diag_embed(DAMPING * gram.diagonal() + 1e-9)
+        return cls(features, weighted, torch.linalg.cholesky(gram + ridge))
+
+    def solve(self, y: Tensor) -> Tensor:
+        """The weights ``[m]`` or ``[m, J]`` of features, for values ``[N]`` or ``[N, J]``."""
+        cross = (self.weighted @ y).view(len(self.factor), -1)
+        return torch.cholesky_solve(cross, self.factor).view(-1, *y.shape[1:])
 
 
 def _least_squares(features: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    weighted = (features * weights.unsqueeze(-1)).mT
-    cross = weighted @ y.unsqueeze(-1)
+    weighted = features.mT * weights
+    cross = (weighted @ y).unsqueeze(-1)
     return ridge(weighted @ features, cross, strength=SHRINKAGE).squeeze(-1)
 
 
-def _fit_spread(
-    features: Tensor, squares: Tensor, weights: Tensor, spread: Tensor, *, first: bool
-) -> Tensor:
-    """Fisher scoring of a log-variance linear in features; first from least squares of logs."""
-    weighted = (features * weights.unsqueeze(-1)).mT
-    gram = weighted @ features
-    factor = torch.linalg.cholesky(gram + torch.diag_embed(DAMPING * gram.diagonal() + 1e-9))
-
-    def solve(rows: Tensor) -> Tensor:
-        return torch.cholesky_solve((weighted @ rows).unsqueeze(-1), factor).squeeze(-1)
-
-    if first:
-        spread = solve((squares + FLOOR).log() + 1.27)  # less the mean of a log of chi-squares
+def _fit_spread(few: _Regression, squares: Tensor, spread: Tensor) -> Tensor:
+    """Fisher scoring of a log-variance linear in features."""
     for _ in range(STEPS):
-        ratio = squares * (-_log_variance(features, spread)).exp()
-        spread = spread + solve(ratio.clamp(max=10) - 1).clamp(-2, 2)
+        ratio = squares * (-_log_variance(few.features, spread)).exp()
+        spread = spread + few.solve(ratio.clamp(max=10) - 1).clamp(-2, 2)
     return spread
+
+
+def _fit_tilt(few: _Regression, rank: Tensor, weights: Tensor) -> Tensor:
+    """The mean of each wave given features, shrunk by as much of it as chance explains."""
+    tilt = few.solve(_waves(rank))
+    explained = weights @ (few.features @ tilt).square()
+    return tilt * (1 - len(tilt) / explained.clamp(min=1e-9)).clamp(min=0)
 
 
 def _fit_shape(u: Tensor, weights: Tensor) -> Tensor:
