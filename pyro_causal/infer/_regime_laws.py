@@ -112,7 +112,7 @@ class RegimeLaws:
             chosen = choose_targets(moments, gains[None]).targets[0]
         else:
             chosen = self.assumed.targets[:, node]
-        return _regress(a, y, q[:, ~chosen].sum(1, keepdim=True)).squeeze(1), chosen
+        return _regress(a, y, q[:, ~chosen].sum(1)[None])[0], chosen
 
     def _own(self, node: int, q: Tensor) -> tuple[Tensor, Tensor]:
         """Log-densities ``[N, K]`` under laws of each regime's own, and their prices ``[K]``."""
@@ -126,10 +126,11 @@ class RegimeLaws:
         if not (self.assumed.imperfect and parents):
             return own, price
         some = (counts >= 2 * size).nonzero().squeeze(1)
-        density = _regress(every[:, :size], y[:, 0], q[:, some], strength=1e-4)
+        weights = q.mT[some].contiguous()
+        density = _regress(every[:, :size], y[:, 0], weights, strength=1e-4)
         more = self.penalty * (size - 1)
-        better = (q[:, some] * (density - own[:, some])).sum(0) > more
-        own[:, some[better]] = density[:, better]
+        better = (weights * (density - own.mT[some])).sum(1) > more
+        own[:, some[better]] = density[better].mT
         price[some[better]] += more
         return own, price
 
@@ -167,10 +168,10 @@ class VaryingLaws(RegimeLaws):
 
 
 def _regress(features: Tensor, y: Tensor, weights: Tensor, **options: float) -> Tensor:
-    """The log-density of each row under regressions, one for each column of weights ``[N, K]``."""
-    weighted = features.mT * weights.mT.unsqueeze(1)  # [K, m, N]
+    """The log-densities of rows under regressions, one for each row of weights: ``[K, N]``."""
+    weighted = features.mT * weights.unsqueeze(1)
     gram = (weighted.flatten(0, 1) @ features).unflatten(0, weighted.shape[:2])
     coefficients = ridge(gram, (weighted @ y).unsqueeze(-1), **options).squeeze(-1)
-    squares = (y.unsqueeze(-1) - features @ coefficients.mT).square()
-    variance = (weights * squares).sum(0) / weights.sum(0).clamp(min=1)
-    return gaussian(squares, variance.clamp(min=FLOOR))
+    squares = (y - coefficients @ features.mT).square()
+    variance = (weights * squares).sum(1) / weights.sum(1).clamp(min=1)
+    return gaussian(squares, variance.clamp(min=FLOOR).unsqueeze(1))
