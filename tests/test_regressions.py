@@ -12,6 +12,7 @@ from pyro_causal.infer._regressions import (
     choose_targets,
     fit_own,
     fit_shared,
+    take,
 )
 
 SIZES = [300, 200, 250, 150]
@@ -55,6 +56,24 @@ def test_features_keep_their_scale_for_one_variable_or_many():
     for parents in ([0], [0, 1, 2, 3, 4, 5]):
         assert features(parents)[:, 1 + len(parents) :].max() < 12
         assert features(parents).isfinite().all()
+
+
+def test_features_are_rectified_sums_with_kinks_at_rows():
+    x = torch.randn(200, 4).double()
+    found = RandomFeatures(x, units=30)
+    features, (v, chosen) = found([1, 3]), (found.directions[[1, 3]], found.kinks[[1, 3]].mT)
+    sums = x[:, [1, 3]] @ v
+    expected = ((sums - (chosen * v.mT).sum(1)) / sums.std(0)).clamp(min=0)
+    torch.testing.assert_close(features[:, 3:], expected)
+    assert (x.unsqueeze(1) == found.kinks.mT).all(-1).any(0).all()  # each is a row
+
+
+def test_features_of_some_rows_are_the_same_functions():
+    found = RandomFeatures(torch.randn(50, 4), units=10)
+    rows = torch.tensor([7, 3, 3, 49])
+    for parents in ([], [2], [0, 3]):
+        torch.testing.assert_close(found.of(rows)(parents), found(parents)[rows])
+        assert torch.equal(take(found(parents), rows), found(parents)[rows])
 
 
 def test_shared_regression_is_least_squares_on_the_other_regimes():

@@ -149,6 +149,18 @@ def test_targets_that_gain_nothing_are_dropped():
     assert fit.score > worse.score + 0.5 * PRICE * len(x)
 
 
+def test_targets_that_gain_least_are_tried_first(monkeypatch):
+    monkeypatch.setattr("pyro_causal.infer._merging.TRIES", 1)
+    torch.manual_seed(3)
+    x, z = pair()
+    given = problem(x).given(FORWARD)
+    best = given.score(components(z, 3))
+    assert best.targets.nonzero().tolist() == [[1, 0], [2, 1]]
+    more = best.targets | torch.tensor([[False, False], [False, False], [True, False]])
+    fit = drop_targets(given, given.knowing(more).score(best.components))
+    assert torch.equal(fit.targets, best.targets)  # in the order of components it ends before
+
+
 def test_components_without_targets_are_one():
     x, z = pair()
     given = problem(x).given(FORWARD)
