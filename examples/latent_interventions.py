@@ -12,11 +12,12 @@ about them::
 
 ``--data file.npz`` has ``x [n, d]`` and perhaps ``z [n]``, regimes as integers (-1 unknown, 0
 observational), and ``targets [K + 1, d]`` of zeros and ones (row 0 all 0). Without it, ten
-variables are simulated. What is found is written to ``graph.npz``: ``edge_probability [d, d]``,
-``adjacency [d, d]``, (i, j) for an edge i -> j, ``regime [n]`` and ``targets [K + 1, d]``.
-Regimes of labels keep their numbers; others start with the one that has the fewest targets, which
-is number 0 if it has none. Rows that a variant does not look at have regime -1. The trained model
-is in ``latent_interventions.pt``.
+variables are simulated, or ``--nodes``, with ``--regimes`` of ``--targets-per-regime`` each.
+
+What is found is written to ``graph.npz``: ``edge_probability [d, d]``, ``adjacency [d, d]``, (i, j)
+for an edge i -> j, ``regime [n]`` and ``targets [K + 1, d]``. Regimes of labels keep their numbers;
+others start with the one that has the fewest targets, which is number 0 if it has none. Rows that a
+variant does not look at have regime -1. The trained model is in ``latent_interventions.pt``.
 
 ``--experiment`` repeats this ``--reps`` times in each cell that ``--density``, ``--intervention``
 and ``--edges-per-node`` leave: ``table1``, ten variables with one or four edges a variable;
@@ -498,7 +499,11 @@ def check_flags(args: argparse.Namespace) -> None:
     for wrong, flag, expected in (
         (args.reps is not None and args.experiment is None, "--reps", "it with --experiment only"),
         (args.reps is not None and args.reps < 1, "--reps", "a number from 1"),
-        (args.edge_price is not None and args.edge_price < 0, "--edge-price", "a number from 0"),
+        (
+            args.edge_price is not None and not args.edge_price >= 0,
+            "--edge-price",
+            "a number from 0",
+        ),
         (not 0 <= args.labelled <= 1, "--labelled", "a fraction from 0 to 1"),
         (
             args.data is not None and args.experiment not in (None, "sachs"),

@@ -592,6 +592,7 @@ def test_bad_rows_are_refused_before_any_work(table, tmp_path):
         ("--experiment pairs --edges-per-node 2", "--edges-per-node: .* simulated .* got 2.0"),
         ("--data x.npz --edges-per-node 2", "--edges-per-node: expected it with simulated data"),
         ("--experiment misfit --data x.npz", "--data: expected none, as misfit is simulated"),
+        ("--edge-price nan", "--edge-price: expected a number from 0, got nan"),
         ("--edge-price -1", "--edge-price: expected a number from 0, got -1.0"),
         ("--experiment sachs --nodes 12", "--nodes: expected it with simulated data .* got 12"),
         ("--experiment pairs --regimes 3", "--regimes: expected it with simulated data"),

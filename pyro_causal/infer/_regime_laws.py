@@ -108,7 +108,7 @@ class RegimeLaws:
             gains = torch.zeros_like(price).index_add(0, labels, gain) - price
             order = labels.argsort(stable=True)
             sizes = torch.bincount(labels, minlength=q.shape[1]).tolist()
-            half = (a.shape[1] + 1 + len(self.parents[node])) // 2  # of units: enough to tell that
+            half = (a.shape[1] + 1 + len(self.parents[node])) // 2  # of the units, which is enough
             moments = Moments.of(take(a[:, :half], order), y[order, None], sizes)
             chosen = choose_targets(moments, gains[None]).targets[0]
         else:

@@ -257,9 +257,13 @@ def _unlike_one(moments: Moments, own: Tensor) -> Tensor:
 
 def ridge(gram: Tensor, cross: Tensor, *, strength: float = RIDGE) -> Tensor:
     """Solve least squares, ``[*, m, m]`` and ``[*, m, J]``, a little shrunk towards zero."""
+    return torch.cholesky_solve(cross, ridge_factor(gram, strength=strength))
+
+
+def ridge_factor(gram: Tensor, *, strength: float) -> Tensor:
+    """The Cholesky factor of second moments with a ridge, ``[*, m, m]``."""
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    factor = torch.linalg.cholesky(gram + torch.diag_embed(strength * diagonal + 1e-9))
-    return torch.cholesky_solve(cross, factor)
+    return torch.linalg.cholesky(gram + torch.diag_embed(strength * diagonal + 1e-9))
 
 
 def parameter_price(rows: int) -> float:

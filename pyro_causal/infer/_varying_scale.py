@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_causal.infer._regressions import FLOOR, gaussian, ridge, take
+from pyro_causal.infer._regressions import FLOOR, gaussian, ridge, ridge_factor, take
 
 __all__ = ["FEWEST", "VaryingLaw", "fit_varying", "grow_targets"]
 
@@ -177,9 +177,7 @@ class _Regression(NamedTuple):
     @classmethod
     def of(cls, features: Tensor, weights: Tensor) -> _Regression:
         weighted = features.mT * weights
-        gram = weighted @ features
-        ridge = torch.diag_embed(DAMPING * gram.diagonal() + 1e-9)
-        return cls(features, weighted, torch.linalg.cholesky(gram + ridge))
+        return cls(features, weighted, ridge_factor(weighted @ features, strength=DAMPING))
 
     def solve(self, y: Tensor) -> Tensor:
         """The weights ``[m]`` or ``[m, J]`` of features, for values ``[N]`` or ``[N, J]``."""
