@@ -151,6 +151,16 @@ def test_laws_of_imperfect_interventions():
     )
 
 
+def test_each_parameter_of_an_own_regression_is_paid_for():
+    x, z = chain(9000, imperfect=True)
+    q = torch.nn.functional.one_hot(z, 4).double()  # nobody is in the last
+    assumed = Assumptions(imperfect=True, target=0.01)
+    laws = RegimeLaws(x, CHAIN, features=RandomFeatures(x, units=0), assumed=assumed)
+    roots, effects = laws._own(0, q)[1], laws._own(1, q)[1]
+    assert roots.tolist() == pytest.approx([2 * laws.penalty + laws.target] * 4)
+    assert (effects - roots).tolist() == pytest.approx([laws.penalty] * 3 + [0])
+
+
 # ---- the start --------------------------------------------------------------------------------
 
 
