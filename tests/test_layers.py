@@ -35,7 +35,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         " < mechanisms.sem_neural mechanisms.sem_program mechanisms.sem_mixture < mechanisms",
         "infer.acyclicity infer._sticks infer._terms < infer.priors infer._branches"
         " < infer._factors < infer._local_scores < infer._climber < infer.dag_search"
-        " < infer._regressions infer._gaussian_start infer._components < infer._varying_scale"
+        " < infer._regressions infer._gaussian_start infer._components"
+        " < infer._varying_scale infer._fitted_units"
         " < infer._node_scores infer._regime_laws < infer._given_graph"
         " < infer._merging infer._births"
         " < infer._structure_search < infer.structural_em"

@@ -310,9 +310,13 @@ def test_rows_are_blurred_to_the_resolution(monkeypatch, options, noise):
 @pytest.mark.gpu
 def test_the_device_is_followed():
     x, z = chain()
-    found = structural_em(x.cuda(), labels=z.cuda(), units=20, imperfect=True)
-    assert found.adjacency.is_cuda
-    assert torch.equal(found.adjacency.cpu(), structural_em(x, labels=z).adjacency)
+    options = {"units": 20, "imperfect": True, "edge": 0.01, "target": 0.01}
+    found = structural_em(x.cuda(), labels=z.cuda(), **options)
+    assert found.adjacency.is_cuda and found.responsibilities.is_cuda and found.targets.is_cuda
+    here = structural_em(x, labels=z, **options)
+    assert torch.equal(found.adjacency.cpu(), here.adjacency)
+    assert torch.equal(found.targets.cpu(), here.targets)
+    assert torch.equal(here.adjacency, CHAIN)
 
 
 def test_one_regime_alone():

@@ -9,6 +9,7 @@ from pyro_causal.infer._births import _set_value, add_components
 from pyro_causal.infer._components import Components
 from pyro_causal.infer._given_graph import Fit
 from pyro_causal.infer._merging import drop_targets, join_idle, merge_components
+from pyro_causal.infer._node_scores import FittedScores
 from pyro_causal.infer._regressions import Assumptions, RandomFeatures
 from pyro_causal.infer._structure_search import StructureProblem, find_structure
 from pyro_causal.infer.priors import graph_prior
@@ -29,16 +30,22 @@ def pair(size=3000, *, imperfect=False):
 
 
 def problem(
-    x, *, imperfect=False, varying=False, target=PRICE, targets=None, prior=None, truncation=6
+    x,
+    *,
+    imperfect=False,
+    varying=False,
+    target=PRICE,
+    targets=None,
+    prior=None,
+    truncation=6,
+    units=0,
 ):
-    linear = RandomFeatures(x, units=0)
     held = torch.arange(len(x)) % 5 == 0
     assumed = Assumptions(imperfect, varying, target, targets)
     return StructureProblem(
         x,
         held,
-        linear,
-        linear,
+        RandomFeatures(x, units=units),
         assumed=assumed,
         edge=PRICE,
         steps=15,
@@ -269,9 +276,9 @@ def test_the_reversals_that_lose_least_are_tried_after_the_search(monkeypatch):
     monkeypatch.setattr(_structure_search, "REVERSALS", 1)
     one = problem(x)
     true = components(z, 3)
-    best, other = _structure_search._others(one, chain, true)
+    best, other = _structure_search._others(one, chain, true, one.scores(true))
     scores = one.scores(true)
-    assert torch.equal(best, one.search(scores))
+    assert torch.equal(best, one.search(true))
 
     def total(graph):
         parents = [tuple(column.nonzero().flatten().tolist()) for column in graph.mT]
@@ -286,7 +293,7 @@ def test_another_graph_starts_from_the_best_regimes_as_well(monkeypatch):
     x, z = pair()
     start, regimes, seen = components(0 * z, 1), components(z, 3), []
 
-    def fit(self, graph, starts, *, rival=-torch.inf):
+    def fit(self, graph, starts, scores, *, rival=-torch.inf):
         seen.append(starts)
         return Fit(regimes, torch.zeros(3, 2).bool(), 0.0)
 
@@ -316,20 +323,32 @@ def test_added_components_stay_only_if_they_predict(monkeypatch):
 
 
 @pytest.mark.parametrize("varying", [False, True])
-def test_where_spreads_vary_searches_start_afresh_as_well(monkeypatch, varying):
+def test_with_units_climbs_start_from_the_graph_and_from_a_search(monkeypatch, varying):
     torch.manual_seed(5)
     x, z = pair()
-    starts = []
+    one, true = problem(x, varying=varying, units=40), components(z, 3)
+    starts, climb = [], StructureProblem.climb
 
-    def search(self, scores, last=None):
-        starts.append(last)
-        return FORWARD
+    def spy(self, scores, start, **options):
+        if isinstance(scores, FittedScores):
+            starts.append(start.tolist())
+        return climb(self, scores, start, **options)
 
-    monkeypatch.setattr(StructureProblem, "search", search)
+    monkeypatch.setattr(StructureProblem, "climb", spy)
     monkeypatch.setattr(_structure_search, "REVERSALS", 0)
-    graph, _ = find_structure(problem(x, varying=varying), [components(z, 3)], rounds=1)
-    assert torch.equal(graph, FORWARD)
-    assert [last is None for last in starts] == [True, False, True][: 2 + varying]
+    found = [*_structure_search._others(one, FORWARD.T, true, one.scores(true))]
+    assert starts == [FORWARD.T.tolist(), FORWARD.tolist()]
+    assert torch.equal(found[1], FORWARD)
+
+
+def test_laws_have_the_units_that_scores_fit():
+    torch.manual_seed(6)
+    x, z = pair()
+    x[:, 1] = (2 * x[:, 0]).sin() + 0.1 * torch.randn(len(x))
+    one, true = problem(x, units=5), components(0 * z, 1)
+    laws, without = one.given(FORWARD, one.scores(true)).laws, one.given(FORWARD).laws
+    assert laws.features[1].shape[1] == without.features[1].shape[1] + 5
+    assert laws.features[0].shape == without.features[0].shape
 
 
 @pytest.mark.parametrize(("varying", "times"), [(False, 1), (True, 3)])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyro_causal.infer._fitted_units import ROWS, UNITS, FittedFeatures, Units, fit_units
 from pyro_causal.infer._regressions import (
     OWN,
     Assumptions,
@@ -28,7 +29,7 @@ from pyro_causal.infer._varying_scale import (
     grow_targets,
 )
 
-__all__ = ["NodeScores"]
+__all__ = ["FittedScores", "NodeScores"]
 
 WORST = -50.0  # the log-density of a row at least, so that single rows decide nothing
 
@@ -98,14 +99,24 @@ class NodeScores:
 
     def _score(self, parents: tuple[int, ...], nodes: list[int]) -> tuple[Tensor, Tensor]:
         """Scores and targets ``[J, K]`` of nodes."""
-        every = self.features(parents)
+        return self.score_by(self.features(parents), parents, nodes)
+
+    def score_by(
+        self,
+        every: Tensor,
+        parents: tuple[int, ...],
+        nodes: list[int],
+        *,
+        chosen: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The same by features of all rows, perhaps with targets ``[K]`` where spreads vary."""
         fitted, held = every[: len(self.x)], every[len(self.x) :]
         moments = Moments.of(fitted, self.x[:, nodes], self.sizes)
         own, density = self._own(moments, held, nodes, parents)
         if self.assumed.varying:
             size = len(parents)
             parts = [
-                self._varying(moments.responses([j]), fitted, held, own[j], node, size)
+                self._varying(moments.responses([j]), fitted, held, own[j], node, size, chosen)
                 for j, node in enumerate(nodes)
             ]
             base = torch.stack([density for density, _ in parts], 1)
@@ -129,10 +140,17 @@ class NodeScores:
         return base, shared.targets
 
     def _varying(
-        self, moments: Moments, fitted: Tensor, held: Tensor, own: Tensor, node: int, parents: int
+        self,
+        moments: Moments,
+        fitted: Tensor,
+        held: Tensor,
+        own: Tensor,
+        node: int,
+        parents: int,
+        chosen: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The same of one node under a law of varying spread, ``[H]`` and ``[K]``."""
-        y, targets = self.x[:, node], self.assumed.targets
+        y = self.x[:, node]
         laws: dict[tuple[bool, ...], VaryingLaw] = {}
 
         def law(targets: Tensor) -> VaryingLaw:
@@ -148,11 +166,11 @@ class NodeScores:
             density = law(targets).log_density(fitted, y)
             return torch.zeros_like(moments.counts).index_add(0, self.labels, density)
 
-        if targets is None:
+        if self.assumed.targets is not None:
+            chosen = self.assumed.targets[:, node]
+        elif chosen is None:
             least = FEWEST * fitted.shape[1]
             chosen = grow_targets(own, base, counts=moments.counts, least=least)
-        else:
-            chosen = targets[:, node]
         return law(chosen).log_density(held, self.held[:, node]), chosen
 
     def _own(
@@ -173,3 +191,43 @@ class NodeScores:
         regression = gaussian((self.held[:, index] - predicted) ** 2, variances[z])
         density = torch.where(keeps.mT[z], regression, density)
         return torch.maximum(own, totals - self.target), density
+
+
+class FittedScores:
+    """The same scores with units fitted to each node and its parents, where they predict better.
+
+    They are fitted to the rows of regimes in which it is no target by the scores without them; so
+    are laws whose spread varies, for which it takes long to choose targets.
+
+    **Arguments**: ``rough``, the scores without them.
+    """
+
+    def __init__(self, rough: NodeScores) -> None:
+        self.rough, self.units = rough, dict[tuple[int, tuple[int, ...]], Units]()
+        self.features = FittedFeatures(rough.features, self.units)
+        self.found: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+
+    def __call__(self, parents: tuple[int, ...], nodes: tuple[int, ...]) -> Tensor:
+        """The scores ``[len(nodes)]`` of nodes that all have these parents."""
+        rough = self.rough(parents, nodes)
+        for node, score in zip(nodes, rough, strict=True):
+            if (node, parents) not in self.found:
+                self.found[node, parents] = self._fit(parents, node, score) if parents else score
+        return torch.stack([self.found[node, parents] for node in nodes])
+
+    def _fit(self, parents: tuple[int, ...], node: int, least: Tensor) -> Tensor:
+        """Keep units that score more than the least."""
+        rough, key = self.rough, (node, parents)
+        chosen = rough.found[key][1]
+        free = ~chosen[rough.labels]
+        if free.sum() < ROWS / 10:  # too few; units may be good for all regimes
+            free = torch.ones_like(free)
+        rows = free.nonzero().squeeze(1)
+        rows = rows[:: max(1, len(rows) // ROWS)]
+        start = rough.features.directions[list(parents), :UNITS]
+        self.units[key] = fit_units(rough.x[rows][:, list(parents)], rough.x[rows, node], start)
+        every = self.features(parents, node)
+        score = rough.score_by(every, parents, [node], chosen=chosen)[0][0]
+        if score <= least:
+            del self.units[key]
+        return torch.maximum(score, least)

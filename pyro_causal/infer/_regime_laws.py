@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 from pyro_causal.infer._regressions import (
     FLOOR,
     OWN,
+    OWN_RIDGE,
     Assumptions,
     Moments,
-    RandomFeatures,
     choose_targets,
     gaussian,
     parameter_price,
@@ -47,8 +48,9 @@ class RegimeLaws:
 
     Their residuals are Gaussian, of the same spread for all parents.
 
-    **Arguments**: ``x``, ``features`` and ``assumed`` as for
-    :class:`~pyro_causal.infer._node_scores.NodeScores`; ``adjacency`` ``[d, d]``.
+    **Arguments**: ``x`` and ``assumed`` as for
+    :class:`~pyro_causal.infer._node_scores.NodeScores`; ``adjacency`` ``[d, d]``; ``features`` of
+    the parents of a node, for that node.
     """
 
     def __init__(
@@ -56,14 +58,14 @@ class RegimeLaws:
         x: Tensor,
         adjacency: Tensor,
         *,
-        features: RandomFeatures,
+        features: Callable[[Sequence[int], int], Tensor],
         assumed: Assumptions,
     ) -> None:
         self.x, self.assumed = x, assumed
         self.target = assumed.target * len(x)
         self.penalty = parameter_price(len(x))
         self.parents = [column.nonzero().flatten().tolist() for column in adjacency.mT]
-        self.features = [features(parents) for parents in self.parents]
+        self.features = [features(parents, node) for node, parents in enumerate(self.parents)]
         self.seen = _Seen()
 
     def knowing(self, targets: Tensor) -> RegimeLaws:
@@ -128,7 +130,7 @@ class RegimeLaws:
             return own, price
         some = (counts >= 2 * size).nonzero().squeeze(1)
         weights = q.mT[some].contiguous()
-        density = _regress(every[:, :size], y[:, 0], weights, strength=1e-4)
+        density = _regress(every[:, :size], y[:, 0], weights, strength=OWN_RIDGE)
         more = self.penalty * (size - 1)
         better = (weights * (density - own.mT[some])).sum(1) > more
         own[:, some[better]] = density[better].mT

@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = [
     "FLOOR",
     "OWN",
+    "OWN_RIDGE",
     "Assumptions",
     "Moments",
     "RandomFeatures",
@@ -25,9 +26,10 @@ __all__ = [
     "ridge",
 ]
 
-FLOOR = 1e-8  # of variances, where variables have variance one
-RIDGE = 1e-6  # of each feature's second moment
-OWN = 20  # random features of a regression in one regime, which has fewer rows
+FLOOR = 1e-10  # of variances, where variables have variance one
+RIDGE = 1e-9  # of each feature's second moment
+OWN = 24  # random features of a regression in one regime, which has fewer rows
+OWN_RIDGE = 1e-7
 
 
 class Assumptions(NamedTuple):
@@ -65,14 +67,23 @@ class RandomFeatures:
         self.kinks = x[torch.randint(len(x), (units,), device=x.device)].mT
         self.covariance = torch.atleast_2d(self.columns.cov())
 
+    def first(self, units: int) -> RandomFeatures:
+        """The first units of them alone."""
+        other = copy.copy(self)
+        other.units = min(units, self.units)
+        other.directions, other.kinks = self.directions[:, :units], self.kinks[:, :units]
+        return other
+
     def of(self, rows: Tensor) -> RandomFeatures:
         """The same functions of some rows, by their index."""
         other = copy.copy(self)
         other.columns = self.columns[:, rows]
         return other
 
-    def __call__(self, parents: Sequence[int]) -> Tensor:
+    def __call__(self, parents: Sequence[int], node: int | None = None) -> Tensor:
         """The features of a set of variables, ``[N, 1 + len(parents) + units]``; without, a 1.
+
+        They are the same for every node whose parents these are.
 
         Columns are next to each other in memory, which is what products of them are fast for.
         """
@@ -176,7 +187,7 @@ def fit_own(moments: Moments, *, price: float) -> tuple[Tensor, Tensor, Tensor]:
     """
     counts, gram, cross, _ = moments
     size = gram.shape[-1]
-    weights = ridge(gram, cross, strength=1e-4)
+    weights = ridge(gram, cross, strength=OWN_RIDGE)
     squares = _squares(moments, weights)
     variance = (squares / counts.clamp(min=1).unsqueeze(-1)).clamp(min=FLOOR)
     total = gaussian(squares, variance, counts.unsqueeze(-1)) - price * (size + 1)

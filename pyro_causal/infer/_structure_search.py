@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pyro_causal.infer._births import add_components
 from pyro_causal.infer._components import Components
+from pyro_causal.infer._fitted_units import FittedFeatures
 from pyro_causal.infer._given_graph import Fit, GivenGraph
-from pyro_causal.infer._local_scores import EdgeRules, edge_rules
+from pyro_causal.infer._local_scores import EdgeRules, Score, edge_rules
 from pyro_causal.infer._merging import drop_targets, join_idle, merge_components
-from pyro_causal.infer._node_scores import NodeScores
+from pyro_causal.infer._node_scores import FittedScores, NodeScores
 from pyro_causal.infer._regime_laws import RegimeLaws, VaryingLaws
 from pyro_causal.infer._regressions import Assumptions, RandomFeatures
 from pyro_causal.infer.acyclicity import is_dag
-from pyro_causal.infer.dag_search import climb_dag, exact_dag
+from pyro_causal.infer.dag_search import FoundGraph, climb_dag, exact_dag
 from pyro_causal.infer.priors import BernoulliGraph
 
 __all__ = ["StructureProblem", "find_structure"]
 
+Scores: TypeAlias = NodeScores | FittedScores
+
 EXACT = 11  # nodes, up to which all graphs are compared
 PATIENCE = 8  # of a climb where spreads vary
+FITTED_PATIENCE = 2  # of one by fitted units
+FEW = 30  # random features in a search through all graphs
 REVERSALS = 2  # of edges, tried from one graph
 HOPELESS = 0.05  # nats for a row, that fewer or more components do not win back
 BIRTHS = 2  # times that there are more
@@ -36,14 +40,13 @@ STRICTER = 3  # times the price of targets in searches where spreads vary
 class StructureProblem:
     """Rows, and what is asked of a graph for them; arguments as those of structural EM.
 
-    ``few`` are the features for scores of nodes, ``many`` those for laws; ``steps`` is the number
-    of steps between laws and responsibilities, and ``truncation`` that of components at most.
+    ``features`` are those of regressions; ``steps`` is the number of steps between laws and
+    responsibilities, and ``truncation`` that of components at most.
     """
 
     x: Tensor
     held: Tensor
-    few: RandomFeatures
-    many: RandomFeatures
+    features: RandomFeatures
     assumed: Assumptions
     edge: float
     steps: int
@@ -51,12 +54,16 @@ class StructureProblem:
     prior: BernoulliGraph | None = None
     max_parents: int | None = None
 
-    def scores(self, components: Components) -> NodeScores:
+    def scores(self, components: Components) -> Scores:
         """Those of nodes, when each row belongs to its most probable component.
 
         Components are not pure, and those that are mixed speak for targets; where spreads vary,
         these cost more for that reason than they do under a given graph.
         """
+        rough = self._rough(components, self.features)
+        return FittedScores(rough) if self.features.units else rough
+
+    def _rough(self, components: Components, features: RandomFeatures) -> NodeScores:
         assumed = self.assumed
         if assumed.varying:
             assumed = assumed._replace(target=STRICTER * assumed.target)
@@ -64,36 +71,42 @@ class StructureProblem:
             self.x,
             components.q.argmax(1),
             regimes=components.q.shape[1],
-            features=self.few,
+            features=features,
             held=self.held,
             assumed=assumed,
             edge=self.edge,
         )
 
-    def search(self, scores: NodeScores, last: Tensor | None = None) -> Tensor:
-        """The best graph ``[d, d]``; where spreads vary, by a climb from the last one.
+    def search(self, components: Components) -> Tensor:
+        """The best graph ``[d, d]`` by few random features, which is fast.
 
-        Their scores take longer, and a climb asks for few. Without a last graph it climbs from no
-        edges, and from those that a climb by fixed spreads finds.
+        Where spreads vary or there are many nodes it is climbed to from no edges, and where spreads
+        vary from those as well that a climb by fixed spreads finds.
         """
-        nodes = self.x.shape[1]
-        rules: Any = {"prior": self.prior, "max_parents": self.max_parents}
+        nodes, scores = self.x.shape[1], self._rough(components, self.features.first(FEW))
         if not self.assumed.varying:
-            search = exact_dag if nodes <= EXACT else climb_dag
-            return search(scores, nodes, **rules).adjacency
-        climb: Any = partial(climb_dag, nodes=nodes, patience=PATIENCE, restarts=0, **rules)
-        starts = (
-            (last,) if last is not None else (None, climb(scores.with_fixed_spread()).adjacency)
-        )
-        found = (climb(scores, start=start) for start in starts)
+            search: Any = exact_dag if nodes <= EXACT else climb_dag
+            return search(scores, nodes, **self.limits).adjacency
+        fixed = self.climb(scores.with_fixed_spread(), None).adjacency
+        found = (self.climb(scores, start) for start in (None, fixed))
         return max(found, key=lambda graph: graph.score).adjacency
+
+    def climb(self, scores: Score, start: Tensor | None, *, patience: int = PATIENCE) -> FoundGraph:
+        """The best graph on a walk from another, or from no edges."""
+        nodes = self.x.shape[1]
+        return climb_dag(scores, nodes, start=start, patience=patience, restarts=0, **self.limits)
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What a search for graphs has to keep to."""
+        return {"prior": self.prior, "max_parents": self.max_parents}
 
     @property
     def rules(self) -> EdgeRules:
         """Which edges may be, and the log odds of the others."""
         return edge_rules("structural_em", self.x.shape[1], self.prior, self.max_parents)
 
-    def total(self, scores: NodeScores, graph: Tensor, nodes: Iterable[int]) -> float:
+    def total(self, scores: Score, graph: Tensor, nodes: Iterable[int]) -> float:
         """The scores of nodes with their parents in a graph, and the odds of those edges."""
         total, odds = 0.0, self.rules.odds
         for node in nodes:
@@ -101,11 +114,14 @@ class StructureProblem:
             total += float(scores(tuple(parents), (node,)).sum() + odds[parents, node].sum())
         return total
 
-    def given(self, graph: Tensor) -> GivenGraph:
-        """Regimes under a graph."""
-        kind, features = RegimeLaws, self.many
-        if self.assumed.varying:
-            kind, features = VaryingLaws, self.few
+    def given(self, graph: Tensor, scores: Scores | None = None) -> GivenGraph:
+        """Regimes under a graph, with the units that scores fit for it."""
+        units = {}
+        if isinstance(scores, FittedScores):
+            self.total(scores, graph, range(len(graph)))
+            units = scores.units
+        features = FittedFeatures(self.features, units)
+        kind = VaryingLaws if self.assumed.varying else RegimeLaws
         laws = kind(self.x, graph, features=features, assumed=self.assumed)
         size, edges = len(self.x), float(graph.sum())
         odds = self.rules.odds
@@ -116,12 +132,20 @@ class StructureProblem:
             target=self.assumed.target * size,
         )
 
-    def fit(self, graph: Tensor, starts: Sequence[Components], *, rival: float = -torch.inf) -> Fit:
+    def fit(
+        self,
+        graph: Tensor,
+        starts: Sequence[Components],
+        scores: Scores | None = None,
+        *,
+        rival: float = -torch.inf,
+    ) -> Fit:
         """As many components as predict rows well under a graph, from the best of the starts.
 
-        What is far below a rival's score before components merge is left at that.
+        Laws have the units of the scores, if there are any. What is far below a rival's score
+        before components merge is left at that.
         """
-        given, fits = self.given(graph), []
+        given, fits = self.given(graph, scores), []
         for start in starts:
             fit = given.score(given.settle(start, steps=self.steps))
             if fit.score > rival - HOPELESS * len(self.x):
@@ -159,14 +183,15 @@ def find_structure(
     Each has regimes of its own, from those and from the same starts: what was found under another
     graph may be wrong, and speak for it.
     """
-    graph = problem.search(problem.scores(starts[0]))
-    best, tried = problem.fit(graph, starts), [graph]
+    graph = problem.search(starts[0])
+    best, tried = problem.fit(graph, starts, problem.scores(starts[0])), [graph]
     for _ in range(rounds):
-        for other in _others(problem, graph, best.components):
+        scores = problem.scores(best.components)
+        for other in _others(problem, graph, best.components, scores):
             if any(torch.equal(other, one) for one in tried):
                 continue
             tried.append(other)
-            fit = problem.fit(other, [best.components, *starts], rival=best.score)
+            fit = problem.fit(other, [best.components, *starts], scores, rival=best.score)
             if fit.score > best.score:
                 graph, best = other, fit
                 break
@@ -175,15 +200,19 @@ def find_structure(
     return graph, best
 
 
-def _others(problem: StructureProblem, graph: Tensor, components: Components) -> Iterator[Tensor]:
-    """The best graph for given regimes, then those with an edge reversed that lose least.
+def _others(
+    problem: StructureProblem, graph: Tensor, components: Components, scores: Scores
+) -> Iterator[Tensor]:
+    """The best graph by scores, then those with an edge reversed that lose least.
 
-    Where spreads vary, it is climbed to from this one, and from no edges as well.
+    Fitted scores take long; by them it is climbed to from this graph, and from the best by others.
     """
-    scores = problem.scores(components)
-    yield problem.search(scores, graph)
-    if problem.assumed.varying:
-        yield problem.search(scores)
+    if isinstance(scores, FittedScores):
+        yield problem.climb(scores, graph, patience=FITTED_PATIENCE).adjacency
+        start = problem.search(components)
+        yield problem.climb(scores, start, patience=FITTED_PATIENCE).adjacency
+    else:
+        yield problem.search(components)
     rules = problem.rules
     reversals: list[tuple[float, Tensor]] = []
     for i, j in graph.nonzero().tolist():

@@ -154,8 +154,7 @@ def structural_em(
     problem = StructureProblem(
         x,
         torch.randperm(len(x), device=x.device) < max(1, HELD * len(x)),
-        few=RandomFeatures(x, units=units),
-        many=RandomFeatures(x, units=2 * units),
+        features=RandomFeatures(x, units=units),
         assumed=Assumptions(imperfect, varying, target, targets),
         edge=edge,
         steps=(8 if varying else 15) if steps is None else steps,

@@ -1,0 +1,140 @@
+"""Rectified units fitted to one variable: a few do what takes many random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_causal.infer._regressions import RandomFeatures
+
+__all__ = ["FittedFeatures", "Units", "fit_units"]
+
+UNITS = 24
+ROWS = 3000  # about, that they are fitted to
+STEPS = 30
+ENOUGH = 1e-3  # of the mean square; two steps in a row that gain less are the last
+TRIES = 5  # dampings, before it ends
+DAMPING, MORE, LESS = 1e-2, 5.0, 3.0  # at first; by what it rises after a step that fails, or falls
+LEAST = 1e-10  # of the largest variance of the parents, in any direction
+FLAT = 1e-6  # of the mean curvature, in directions without any
+
+
+class Units(NamedTuple):
+    r"""Functions :math:`\max(0, v_m^\top x - c_m)`; shapes ``[p, M]`` and ``[M]``."""
+
+    directions: Tensor
+    kinks: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Of rows ``[N, p]``, ``[N, M]``."""
+        return torch.addmm(-self.kinks, x, self.directions).clamp(min=0)
+
+
+def fit_units(x: Tensor, y: Tensor, start: Tensor) -> Units:
+    r"""Fit directions and kinks by least squares, together with what else a regression has.
+
+    .. math:: y \approx a^\top \bigl(1, x, \max(0, v_m^\top x - c_m)\bigr)
+
+    Steps are those of Gauss and Newton, damped (Levenberg-Marquardt), on parents without
+    correlations. Functions of several variables that bend at few places are found nearly exactly by
+    them, where noise is small; by gradient descent it takes too long.
+
+    **Shapes**: ``x [N, p]``, ``y [N]``; ``start [p, M]``, directions to start from.
+
+    **References**: *A method for the solution of certain non-linear problems in least squares*
+    (Levenberg 1944).
+    """
+    white, mean = _whitening(x), x.mean(0)
+    x, y = (x - mean) @ white, (y - y.mean()) / y.std().clamp(min=1e-12)
+    kinks = (x[torch.randint(len(x), (start.shape[1],), device=x.device)] * start.mT).sum(1)
+    units = Units(start, kinks)
+    outer = _outer(x, y, units)
+    error, damping, idle = _error(x, y, units, outer), DAMPING, 0
+    for _ in range(STEPS):
+        jacobian = _jacobian(x, units, outer)
+        curvature, slope = jacobian @ jacobian.mT, jacobian @ error
+        before = error.square().mean()
+        for _ in range(TRIES):
+            trial = _step(curvature, slope, damping, units, outer)
+            after = _error(x, y, *trial)
+            if after.square().mean() < before:
+                break
+            damping *= MORE
+        else:
+            break
+        (units, outer), error = trial, after
+        damping = max(damping / LESS, 1e-9)
+        idle = idle + 1 if error.square().mean() > (1 - ENOUGH) * before else 0
+        if idle == 2:
+            break
+    directions = white @ units.directions
+    return Units(directions, units.kinks + mean @ directions)
+
+
+def _whitening(x: Tensor) -> Tensor:
+    variances, axes = torch.linalg.eigh(torch.atleast_2d(x.mT.cov()))
+    return axes / variances.clamp(min=LEAST * float(variances[-1]) + 1e-30).sqrt()
+
+
+def _base(x: Tensor) -> Tensor:
+    return torch.cat([torch.ones_like(x[:, :1]), x], 1)
+
+
+def _outer(x: Tensor, y: Tensor, units: Units) -> Tensor:
+    """The weights of a constant, of x and of units by least squares: ``[1 + p + M]``."""
+    a = torch.cat([_base(x), units(x)], 1)
+    gram = a.mT @ a
+    diagonal = gram.diagonal()
+    gram = gram + torch.diag(FLAT * (diagonal + diagonal.mean()))
+    return torch.linalg.solve(gram, a.mT @ y)
+
+
+def _error(x: Tensor, y: Tensor, units: Units, outer: Tensor) -> Tensor:
+    return y - torch.cat([_base(x), units(x)], 1) @ outer
+
+
+def _jacobian(x: Tensor, units: Units, outer: Tensor) -> Tensor:
+    """Derivatives of all rows ``[P, N]``: by directions, kinks, and the outer weights."""
+    h = units(x).mT
+    bends = outer[1 + x.shape[1] :].unsqueeze(1) * (h > 0)
+    along = x.mT.unsqueeze(1) * bends
+    return torch.cat([along.flatten(0, 1), -bends, _base(x).mT, h])
+
+
+def _step(
+    curvature: Tensor, slope: Tensor, damping: float, units: Units, outer: Tensor
+) -> tuple[Units, Tensor]:
+    diagonal = curvature.diagonal()
+    damped = curvature + torch.diag(damping * (diagonal + FLAT * diagonal.mean()))
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if failed:
+        return units, outer
+    change = torch.cholesky_solve(slope.unsqueeze(1), factor).squeeze(1)
+    size, number = units.directions.numel(), len(units.kinks)
+    directions, kinks, weights = change.split([size, number, len(outer)])
+    moved = Units(units.directions + directions.view_as(units.directions), units.kinks + kinks)
+    return moved, outer + weights
+
+
+class FittedFeatures:
+    """Random features, before which are units fitted to a node, where there are such.
+
+    **Arguments**: ``random``; ``units``, by node and parents.
+    """
+
+    def __init__(
+        self, random: RandomFeatures, units: Mapping[tuple[int, tuple[int, ...]], Units]
+    ) -> None:
+        self.random, self.units = random, units
+
+    def __call__(self, parents: Sequence[int], node: int) -> Tensor:
+        """A constant, the parents, fitted units and random ones."""
+        random, units = self.random(parents), self.units.get((node, tuple(parents)))
+        if units is None:
+            return random
+        x, number = self.random.columns[list(parents)], 1 + len(parents)
+        fitted = units(x.mT).mT
+        return torch.cat([random.mT[:number], fitted, random.mT[number:]]).mT

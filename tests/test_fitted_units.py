@@ -1,0 +1,147 @@
+"""Units fitted to one variable, and features and scores with them."""
+
+import pytest
+import torch
+
+from pyro_causal.infer._fitted_units import FittedFeatures, Units, fit_units
+from pyro_causal.infer._node_scores import FittedScores, NodeScores
+from pyro_causal.infer._regressions import Assumptions, RandomFeatures, ridge
+
+NOISE = 0.01
+
+
+def bent(x):
+    """A function of three variables that bends along six planes."""
+    draw = torch.Generator().manual_seed(0)
+    directions = torch.randn(3, 6, generator=draw, dtype=torch.double)
+    outer = torch.randn(6, generator=draw, dtype=torch.double)
+    return (x @ directions - 0.3).clamp(min=0) @ outer
+
+
+def sample(rows=4000, *, noise=NOISE):
+    x = torch.randn(rows, 3, dtype=torch.double)
+    return x, bent(x) + noise * torch.randn(rows, dtype=torch.double)
+
+
+def start(units=24, parents=3):
+    return torch.randn(parents, units, dtype=torch.double)
+
+
+def left(of, x, y):
+    """The standard deviation of what regressions on functions leave of rows they have not seen."""
+    a, half = torch.cat([torch.ones_like(x[:, :1]), x, of(x)], 1), len(x) // 2
+    fit, new = a[:half], a[half:]
+    weights = ridge(fit.mT @ fit, fit.mT @ y[:half].unsqueeze(1)).squeeze(1)
+    return (y[half:] - new @ weights).square().mean().sqrt().item()
+
+
+# ---- units -----------------------------------------------------------------------------------
+
+
+def test_a_function_with_few_bends_is_found_nearly_to_its_noise():
+    torch.manual_seed(0)
+    x, y = sample()
+    units = fit_units(x[:2000], y[:2000], start())
+    random = RandomFeatures(x, units=100)
+    assert left(units, x, y) < 1.5 * NOISE
+    assert left(lambda x: random(range(3))[:, 4:], x, y) > 3 * NOISE
+
+
+def test_units_are_rectified_sums():
+    units = Units(torch.tensor([[1.0, -1.0], [2.0, 0.0]]), torch.tensor([0.5, 1.0]))
+    assert units(torch.tensor([[1.0, 1.0], [-3.0, 0.0]])).tolist() == [[2.5, 0.0], [0.0, 2.0]]
+
+
+def test_scales_and_correlations_of_parents_do_not_matter():
+    torch.manual_seed(1)
+    x, y = sample()
+    mixed = x @ torch.tensor([[1e3, 1e3, 0.0], [1.0, 1.01, 0.0], [0.0, 0.0, 1e-3]]).double() + 5
+    random = RandomFeatures(mixed, units=100)
+    units = fit_units(mixed[:2000], y[:2000], start())
+    assert left(units, mixed, y) < 0.5 * left(lambda x: random(range(3))[:, 4:], mixed, y)
+
+
+@pytest.mark.parametrize("parents", [1, 3])
+def test_noise_is_left_as_it_is(parents):
+    torch.manual_seed(2)
+    x, y = torch.randn(4000, parents).double(), torch.randn(4000).double()
+    units = fit_units(x[:2000], y[:2000], start(parents=parents))
+    assert left(units, x, y) < 1.1
+
+
+@pytest.mark.parametrize("fault", ["a copy", "a constant", "no noise", "few rows"])
+def test_degenerate_rows_give_finite_units(fault):
+    torch.manual_seed(3)
+    x, y = sample(noise=0.0)
+    if fault == "a copy":
+        x[:, 1] = x[:, 0]
+    elif fault == "a constant":
+        y = torch.ones_like(y)
+    elif fault == "no noise":
+        y = x[:, 0].clone()
+    else:
+        x, y = x[:10], y[:10]
+    units = fit_units(x, y, start())
+    assert units.directions.isfinite().all() and units.kinks.isfinite().all()
+    assert left(units, x.repeat(2, 1), y.repeat(2)) < 0.2 * float(y.std()) + 1e-4
+
+
+# ---- features and scores ---------------------------------------------------------------------
+
+
+def test_fitted_units_come_between_parents_and_random_ones():
+    x = torch.randn(50, 4).double()
+    random = RandomFeatures(x, units=10)
+    units = Units(start(3, parents=2), torch.zeros(3).double())
+    features = FittedFeatures(random, {(3, (0, 2)): units})
+    found, without = features((0, 2), 3), random((0, 2))
+    assert torch.equal(found[:, :3], without[:, :3])
+    torch.testing.assert_close(found[:, 3:6], units(x[:, [0, 2]]))
+    assert torch.equal(found[:, 6:], without[:, 3:])
+    assert torch.equal(features((0, 2), 1), without)
+    assert torch.equal(features((), 3), random(()))
+
+
+def scores_in_regimes():
+    """Three causes and their effect, which is set in the last of three regimes."""
+    x, y = sample(6000)
+    z = torch.arange(6000) % 3
+    y = torch.where(z == 2, 6 + 0.2 * torch.randn(6000).double(), y)
+    x = torch.cat([x, y.unsqueeze(1)], 1)
+    x = (x - x.mean(0)) / x.std(0)
+    held = torch.arange(6000) % 5 == 0
+    features = RandomFeatures(x, units=60)
+    assumed = Assumptions(target=0.01)
+    return NodeScores(x, z, regimes=3, features=features, held=held, assumed=assumed, edge=0.01)
+
+
+def test_scores_rise_where_units_explain_more():
+    torch.manual_seed(4)
+    rough = scores_in_regimes()
+    scores = FittedScores(rough)
+    gain = scores((0, 1, 2), (3,)) - rough((0, 1, 2), (3,))
+    assert gain > 0.5 * 6000
+    assert torch.equal(scores((), (0, 3)), rough((), (0, 3)))
+    assert (scores((0,), (1, 2)) >= rough((0,), (1, 2))).all()
+    assert (3, (0, 1, 2)) in scores.units
+    assert torch.equal(
+        scores((0, 1), (3, 2)), torch.stack([scores((0, 1), (j,))[0] for j in (3, 2)])
+    )
+
+
+def test_units_are_fitted_once_and_to_rows_of_no_target(monkeypatch):
+    torch.manual_seed(5)
+    scores, seen = FittedScores(scores_in_regimes()), []
+
+    def fit(x, y, start):
+        seen.append(y)
+        return fit_units(x, y, start)
+
+    monkeypatch.setattr("pyro_causal.infer._node_scores.fit_units", fit)
+    first = scores((0, 1, 2), (3,))
+    assert torch.equal(scores((0, 1, 2), (3,)), first)
+    (values,) = seen
+    rough = scores.rough
+    assert rough.targets(torch.eye(4)[[3, 3, 3, 0]] * torch.tensor([0, 0, 0, 1.0]))[2, 3]
+    assert values.max() < rough.x[rough.labels == 2, 3].min()
+    assert len(values) == len(rough.x[rough.labels < 2])
