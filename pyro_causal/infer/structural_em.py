@@ -83,6 +83,10 @@ def structural_em(
     parents, or, if interventions may be imperfect and it predicts better, a regression of their
     own.
 
+    Where noise is small, graphs are told apart by how precise the regressions are. With random
+    features they compare quickly, and all of them; from the best, a climb goes on with units that
+    are fitted to each node and its parents, and the laws of regimes have these as well.
+
     What says where an edge points? If interventions cut parents off, only the true direction
     predicts: backwards, a set effect still depends on its cause. If they leave parents in place,
     linear Gaussian laws predict the same in both directions, but a change of one law of the truth
@@ -94,8 +98,8 @@ def structural_em(
     - ``x``: rows; each variable is standardised.
     - ``truncation``: the number K of components to start with, and at most, unless labels name
       more.
-    - ``units``: random features of the regressions on parents; 0 makes them linear, 100 are good
-      for functions of a few parents of any shape.
+    - ``units``: random features of the regressions on parents, beside which come 24 that are
+      fitted; 0 makes them linear, 100 are good for functions of any shape.
     - ``imperfect``: whether interventions may leave parents in place.
     - ``varying``: whether the spread and the shape of residuals depend on the parents, as where
       noise enters a function of any shape. Graphs are found by climbing then, and targets grow one
@@ -118,7 +122,8 @@ def structural_em(
       of such rows. By default 0.05 where spreads vary, else 0.
 
     **Shapes**: ``x [N, d]``, ``labels [N]`` integers, ``targets [K, d]`` zeros and ones. Graphs of
-    up to 11 nodes are found by exact search, unless spreads vary, else by climbing.
+    up to 11 nodes are found by exact search, unless spreads vary, else by climbing, and with units
+    by climbing from there.
 
     **Raises**: ``ValueError`` for NaN or infinity, variables that do not vary, fewer rows than
     variables, labels out of range, targets of another shape, a resolution below 0.
@@ -127,9 +132,11 @@ def structural_em(
     https://arxiv.org/abs/1301.7373, there for missing values of any kind; *Permutation-based causal
     inference algorithms with interventions*, https://arxiv.org/abs/1705.10220 (one law in all
     regimes but targets, regimes known); *Random features for large-scale kernel machines*
-    (Rahimi & Recht 2007); *Differentiable causal discovery under latent interventions*,
-    https://arxiv.org/abs/2203.02336, the model, there by gradients; *Noise regularization for
-    conditional density estimation*, https://arxiv.org/abs/1907.08982 (resolution).
+    (Rahimi & Recht 2007); *A method for the solution of certain non-linear problems in least
+    squares* (Levenberg 1944), by which units are fitted; *Differentiable causal discovery under
+    latent interventions*, https://arxiv.org/abs/2203.02336, the model, there by gradients; *Noise
+    regularization for conditional density estimation*, https://arxiv.org/abs/1907.08982
+    (resolution).
 
     **Example**::
 
