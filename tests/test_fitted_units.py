@@ -122,11 +122,28 @@ def test_scores_rise_where_units_explain_more():
     gain = scores((0, 1, 2), (3,)) - rough((0, 1, 2), (3,))
     assert gain > 0.5 * 6000
     assert torch.equal(scores((), (0, 3)), rough((), (0, 3)))
-    assert (scores((0,), (1, 2)) >= rough((0,), (1, 2))).all()
-    assert (3, (0, 1, 2)) in scores.units
     assert torch.equal(
         scores((0, 1), (3, 2)), torch.stack([scores((0, 1), (j,))[0] for j in (3, 2)])
     )
+
+
+def test_units_stay_only_where_they_predict_better():
+    torch.manual_seed(6)
+    rough = scores_in_regimes()
+    scores, kept = FittedScores(rough), set()
+    for parents, node in [
+        ((0,), 1),
+        ((1,), 0),
+        ((2,), 0),
+        ((1, 2), 0),
+        ((0, 1), 3),
+        ((0, 1, 2), 3),
+    ]:
+        gain = (scores(parents, (node,)) - rough(parents, (node,))).item()
+        assert gain >= 0
+        assert ((node, parents) in scores.units) == (gain > 0)
+        kept.add(gain > 0)
+    assert kept == {False, True}
 
 
 def test_units_are_fitted_once_and_to_rows_of_no_target(monkeypatch):

@@ -76,6 +76,13 @@ def test_features_of_some_rows_are_the_same_functions():
         assert torch.equal(take(found(parents), rows), found(parents)[rows])
 
 
+def test_the_first_of_random_features_are_the_same_functions():
+    torch.manual_seed(0)
+    found = RandomFeatures(torch.randn(50, 4), units=10)
+    torch.testing.assert_close(found.first(3)([0, 2]), found([0, 2])[:, :6])
+    assert torch.equal(found.first(30)([0, 2]), found([0, 2]))
+
+
 def test_shared_regression_is_least_squares_on_the_other_regimes():
     a, y = mixture()
     targets = torch.tensor([[False, False, True, False], [False, False, False, False]])

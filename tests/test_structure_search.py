@@ -12,6 +12,7 @@ from pyro_causal.infer._merging import drop_targets, join_idle, merge_components
 from pyro_causal.infer._node_scores import FittedScores
 from pyro_causal.infer._regressions import Assumptions, RandomFeatures
 from pyro_causal.infer._structure_search import StructureProblem, find_structure
+from pyro_causal.infer.dag_search import exact_dag
 from pyro_causal.infer.priors import graph_prior
 from pyro_causal.metrics import adjusted_rand_index
 
@@ -339,6 +340,20 @@ def test_with_units_climbs_start_from_the_graph_and_from_a_search(monkeypatch, v
     found = [*_structure_search._others(one, FORWARD.T, true, one.scores(true))]
     assert starts == [FORWARD.T.tolist(), FORWARD.tolist()]
     assert torch.equal(found[1], FORWARD)
+
+
+def test_searches_are_by_few_features_and_laws_by_all(monkeypatch):
+    x, z = pair()
+    one, true, seen = problem(x, units=40), components(z, 3), []
+
+    def exact(scores, nodes, **limits):
+        seen.append(scores.features.units)
+        return exact_dag(scores, nodes, **limits)
+
+    monkeypatch.setattr(_structure_search, "exact_dag", exact)
+    one.search(true)
+    assert seen == [_structure_search.FEW]
+    assert one.given(FORWARD).laws.features[1].shape[1] == 1 + 1 + 40
 
 
 def test_laws_have_the_units_that_scores_fit():
