@@ -96,6 +96,7 @@ PRESETS = {
     "cpu": Preset(nodes=10, rows=10_000, laws=20, structure=20),
     "paper": Preset(nodes=10, rows=10_000, laws=100, structure=200),
 }
+LABELLED = 0.1  # of the rows, by semi
 TRUNCATION, BATCH, BATCHES, RATE, STEPS = 16, 1000, 10, 0.01, 50
 DENSITIES, INTERVENTIONS = ("linear", "nonlinear", "flow"), ("stochastic", "imperfect")
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -235,10 +236,13 @@ def observe(rows: Rows, args: argparse.Namespace) -> Seen:
         kept = z == 0  # one regime, known to have no targets; weights need a second
         return Seen(x[kept], z[kept], torch.zeros(2, x.shape[1]), kept, 2)
     if args.variant == "known" and targets is not None:
+        if len(targets) == 1:
+            targets = torch.cat([targets, torch.zeros_like(targets)])
         return Seen(x, z, targets, kept, len(targets))
     if args.variant == "semi" and (z >= 0).all():
-        z = z.where(torch.randperm(len(z)) < round(args.labelled * len(z)), -1)
-    labels = int(z.max()) + 1
+        labelled = LABELLED if args.labelled is None else args.labelled
+        z = z.where(torch.randperm(len(z)) < round(labelled * len(z)), -1)
+    labels = max(2, int(z.max()) + 1)  # weights need two
     return Seen(x, z, None, kept, labels if (z >= 0).all() else max(labels, TRUNCATION))
 
 
@@ -286,10 +290,14 @@ def findings(method: LatentInterventions, seen: Seen) -> dict[str, Tensor]:
     device, targets = method.rows.device, method.targets.long().cpu()
     labels = {} if seen.z is None else {"z": seen.z.to(device)}
     found = method.responsibilities(seen.x.to(device), **labels).argmax(1).cpu()
-    if seen.z is None:
+    if seen.z is None or (seen.z < 0).all():
         found, targets = number(found, targets)
     elif seen.targets is None or not targets.any():  # labels are numbers, 0 without targets
+        if not (seen.z == 0).any() and targets[0].any():
+            found = found.where(found > 0, len(targets))
+            targets = torch.cat([targets, targets[:1]])
         targets = targets[: 1 + int(torch.maximum(found, seen.z).max())].clone()
+        targets[found.bincount(minlength=len(targets)) == 0] = 0
         targets[0] = 0
     regime = torch.full((len(seen.kept),), -1)
     regime[seen.kept] = found
@@ -504,7 +512,16 @@ def check_flags(args: argparse.Namespace) -> None:
             "--edge-price",
             "a number from 0",
         ),
-        (not 0 <= args.labelled <= 1, "--labelled", "a fraction from 0 to 1"),
+        (
+            args.labelled is not None and not 0 <= args.labelled <= 1,
+            "--labelled",
+            "a fraction from 0 to 1",
+        ),
+        (
+            args.labelled is not None and args.variant != "semi",
+            "--labelled",
+            "it with --variant semi only",
+        ),
         (
             args.data is not None and args.experiment not in (None, "sachs"),
             "--data",
@@ -584,7 +601,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, help="variables to simulate; default: 10, 4 in smoke")
     parser.add_argument("--regimes", type=int, help="with interventions; default: one a variable")
     parser.add_argument("--targets-per-regime", type=int, default=1)
-    parser.add_argument("--labelled", type=float, default=0.1, help="share of labels seen by semi")
+    parser.add_argument("--labelled", type=float, help=f"by semi; default: {LABELLED}")
     parser.add_argument("--edge-price", type=float, help="nats a row; default: by density")
     parser.add_argument("--reps", type=int, help=f"repetitions of each cell, {REPETITIONS}")
     parser.add_argument("--preset", choices=PRESETS, default="cpu")

@@ -52,7 +52,7 @@ OTHER_FLAGS = {
         "nodes": None,
         "regimes": None,
         "targets_per_regime": 1,
-        "labelled": 0.1,
+        "labelled": None,
         "edge_price": None,
         "reps": None,
         "data": None,
@@ -531,6 +531,52 @@ def test_labels_and_targets_keep_their_numbers(table, tmp_path):
     assert "ARI" in some["regimes"]["found"]  # of the rows whose label was hidden
 
 
+@pytest.mark.parametrize("variant", ["unknown", "known"])
+def test_rows_of_one_regime(variant, table, tmp_path):
+    one = table["z"] == 0
+    arrays = {"x": np.tile(table["x"][one], (3, 1)), "z": np.zeros(3 * one.sum(), dtype=int)}
+    arrays["x"] += 0.01 * np.random.default_rng(0).normal(size=arrays["x"].shape)
+    np.savez(tmp_path / "file.npz", **arrays, targets=np.zeros((1, 3), dtype=int))
+    latent(tmp_path / "out", "--data", str(tmp_path / "file.npz"), "--variant", variant)
+    found = findings(tmp_path / "out")
+    assert (found["regime"] == 0).all() and found["targets"].tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("z", "targets", "expected", "numbers"),
+    [
+        # Without a label they are numbered as if there were none to be had.
+        ([-1] * 5, [[1, 0], [0, 0], [0, 1]], [[0, 0], [1, 0]], [1, 0, 1, 1, 0]),
+        # No row is labelled 0, and what has that number is no observational regime.
+        (
+            [1, -1, -1, -1, 1],
+            [[1, 0], [0, 1], [1, 1]],
+            [[0, 0], [0, 1], [0, 0], [1, 0]],
+            [3, 1, 3, 3, 1],
+        ),
+        # A label of 0 is; nobody has component 2.
+        ([0, 1, 0, 0, 1], [[1, 0], [0, 1], [1, 1]], [[0, 0], [0, 1]], [0, 1, 0, 0, 1]),
+    ],
+)
+def test_numbers_when_some_labels_are_seen(z, targets, expected, numbers):
+    script = load("latent_interventions")
+    found = torch.tensor([0, 1, 0, 0, 1])
+
+    class Method:
+        rows, edge_probability, adjacency = torch.tensor(5), torch.zeros(2, 2), torch.zeros(2, 2)
+
+        def __init__(self):
+            self.targets = torch.tensor(targets)
+
+        def responsibilities(self, x, z):
+            return torch.nn.functional.one_hot(found, 3)
+
+    seen = script.Seen(torch.zeros(5, 2), torch.tensor(z), None, torch.ones(5).bool(), 3)
+    kept = script.findings(Method(), seen)
+    assert kept["regime"].tolist() == numbers
+    assert kept["targets"].tolist() == expected
+
+
 def test_a_given_share_of_labels_is_seen():
     script = load("latent_interventions")
     rows = {"x": torch.randn(200, 3), "z": torch.arange(200) % 4}
@@ -588,6 +634,7 @@ def test_bad_rows_are_refused_before_any_work(table, tmp_path):
         ("--reps 2", "--reps: expected it with --experiment only, got 2. Change or leave"),
         ("--experiment pairs --reps 0", "--reps: expected a number from 1, got 0"),
         ("--variant semi --labelled 1.5", "--labelled: expected a fraction from 0 to 1, got 1.5"),
+        ("--labelled 0.5", "--labelled: expected it with --variant semi only, got 0.5"),
         ("--experiment table1 --data x.npz", "--data: expected none, as table1 is simulated"),
         ("--experiment pairs --edges-per-node 2", "--edges-per-node: .* simulated .* got 2.0"),
         ("--data x.npz --edges-per-node 2", "--edges-per-node: expected it with simulated data"),

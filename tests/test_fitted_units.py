@@ -159,6 +159,6 @@ def test_units_are_fitted_once_and_to_rows_of_no_target(monkeypatch):
     assert torch.equal(scores((0, 1, 2), (3,)), first)
     (values,) = seen
     rough = scores.rough
-    assert rough.targets(torch.eye(4)[[3, 3, 3, 0]] * torch.tensor([0, 0, 0, 1.0]))[2, 3]
+    assert rough.found[3, (0, 1, 2)][1].tolist() == [False, False, True]
     assert values.max() < rough.x[rough.labels == 2, 3].min()
     assert len(values) == len(rough.x[rough.labels < 2])

@@ -40,6 +40,14 @@ def scores_of(x, z, *, units=0, edge=0.003, **options):
     return NodeScores(x, z, regimes=3, features=features, held=held, assumed=assumed, edge=edge)
 
 
+def targets_of(scores):
+    """Those of the chain, by component."""
+    for node, parents in enumerate([(), (0,), (1,)]):
+        scores(parents, (node,))
+    found = [scores.found[node, parents][1] for node, parents in enumerate([(), (0,), (1,)])]
+    return torch.stack(found, 1)
+
+
 # ---- scores -----------------------------------------------------------------------------------
 
 
@@ -78,21 +86,21 @@ def test_an_edge_and_a_target_have_their_prices():
 def test_targets_of_a_graph():
     x, z = chain()
     scores = scores_of(x, z)
-    assert torch.equal(scores.targets(CHAIN).long(), TARGETS)
+    assert torch.equal(targets_of(scores).long(), TARGETS)
 
 
 def test_known_targets_are_kept():
     x, z = chain()
     known = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]]).bool()
     scores = scores_of(x, z, targets=known)
-    assert torch.equal(scores.targets(CHAIN), known)
+    assert torch.equal(targets_of(scores), known)
     assert scores((0,), (1,)) > scores_of(x, z, targets=~known)((0,), (1,))
 
 
 def test_an_imperfect_law_of_its_own_is_chosen_where_it_predicts():
     x, z = chain(imperfect=True)
     perfect, imperfect = scores_of(x, z), scores_of(x, z, imperfect=True)
-    assert torch.equal(imperfect.targets(CHAIN).long(), TARGETS)
+    assert torch.equal(targets_of(imperfect).long(), TARGETS)
     assert imperfect((0,), (1,)) > perfect((0,), (1,)) + 500
     torch.testing.assert_close(imperfect((), (1,)), perfect((), (1,)), rtol=0.05, atol=0.0)
 
@@ -328,6 +336,16 @@ def test_one_regime_alone():
     assert torch.equal(skeleton, CHAIN + CHAIN.mT)
 
 
+@pytest.mark.parametrize("rows", [15, 60])
+@pytest.mark.parametrize("units", [0, 10])
+def test_of_few_rows_the_largest_component_stays(rows, units):
+    torch.manual_seed(0)
+    x, _ = chain(rows)
+    found = structural_em(x, units=units)
+    assert found.responsibilities.shape[1] >= 1
+    torch.testing.assert_close(found.responsibilities.sum(1), torch.ones(rows).double())
+
+
 def test_prior_and_parents_are_heeded():
     x, _ = chain()
     prior = graph_prior(3, forbidden=[(0, 1)], required=[(0, 2)])
@@ -349,6 +367,17 @@ def test_prior_and_parents_are_heeded():
         ({"labels": torch.full((30,), -2)}, "labels from -1, unknown, got -2"),
         ({"resolution": -0.1}, "resolution from 0, got -0.1"),
         ({"resolution": torch.nan}, "resolution from 0, got nan"),
+        ({"x": torch.ones(9, 2).long()}, "rows of floating-point numbers, got torch.int64"),
+        ({"truncation": 0}, "truncation from 1, got 0"),
+        ({"units": -3}, "units from 0, got -3"),
+        ({"edge": -1.0}, "edge from 0, got -1.0"),
+        ({"target": torch.nan}, "target from 0, got nan"),
+        ({"rounds": -1}, "rounds from 0, got -1"),
+        ({"steps": 0}, "steps from 1, got 0"),
+        ({"starts": 0}, "starts from 1, got 0"),
+        ({"runs": 0}, "runs from 1, got 0"),
+        ({"targets": torch.zeros(0, 3)}, r"targets \[K, 3\], got shape \(0, 3\)"),
+        ({"targets": torch.full((2, 3), 0.5)}, "targets of zeros and ones, got other numbers"),
         ({"targets": torch.zeros(2, 4)}, r"targets \[K, 3\], got shape \(2, 4\)"),
         (
             {"labels": torch.arange(30), "targets": torch.zeros(2, 3)},

@@ -59,15 +59,15 @@ class GivenGraph:
     def step(self, components: Components) -> tuple[Components, float]:
         """Fit laws and explain rows by them; with the evidence of a row, on average.
 
-        Components that are the most probable of few rows are left out, unless targets are known:
-        what they have of other rows would be in laws without a say in targets.
+        Components that are the most probable of few rows are left out, but for the largest, unless
+        targets are known: what they have of other rows would be in laws without a say in targets.
         """
         q, allowed, named = components
         q, evidence = responsibilities(self.log_likelihood(components)[0], q.sum(0), allowed)
         components = Components(q, allowed, named)
         if self.may_die:
             rows = torch.bincount(q.argmax(1), minlength=q.shape[1])
-            components = components.keep(rows > FEWEST)
+            components = components.keep((rows > FEWEST) | (rows == rows.max()))
         return components, float(evidence.mean())
 
     def settle(self, components: Components, *, steps: int) -> Components:

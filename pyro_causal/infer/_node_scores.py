@@ -90,13 +90,6 @@ class NodeScores:
         other.assumed, other.found = self.assumed._replace(varying=False), {}
         return other
 
-    def targets(self, adjacency: Tensor) -> Tensor:
-        """Those found with the parents of a graph, ``[K, d]``."""
-        parents = [tuple(column.nonzero().flatten().tolist()) for column in adjacency.mT]
-        for node, which in enumerate(parents):
-            self(which, (node,))
-        return torch.stack([self.found[node, which][1] for node, which in enumerate(parents)], 1)
-
     def _score(self, parents: tuple[int, ...], nodes: list[int]) -> tuple[Tensor, Tensor]:
         """Scores and targets ``[J, K]`` of nodes."""
         return self.score_by(self.features(parents), parents, nodes)

@@ -75,7 +75,7 @@ def structural_em(
     most probable regime, and the best graph is found; in it, laws are fitted to responsibilities,
     and these to laws, until neither moves; components become one, others are added where rows are
     explained badly, and targets are left out, while the score rises. Reversals of the edges that
-    are most in doubt are tried as well. It ends when no graph has a higher score.
+    are most in doubt are tried as well. It ends when none of these graphs has a higher score.
 
     In a search a set of parents is as good as its prediction of a fifth of the rows, under
     regressions by least squares whose residuals are Gaussian. On which regimes a node is a target
@@ -126,7 +126,8 @@ def structural_em(
     by climbing from there.
 
     **Raises**: ``ValueError`` for NaN or infinity, variables that do not vary, fewer rows than
-    variables, labels out of range, targets of another shape, a resolution below 0.
+    variables, rows of integers, labels out of range, targets of another shape or with other numbers
+    than 0 and 1, and numbers out of range.
 
     **References**: *The Bayesian structural EM algorithm*,
     https://arxiv.org/abs/1301.7373, there for missing values of any kind; *Permutation-based causal
@@ -148,7 +149,18 @@ def structural_em(
         tensor([[0, 0],
                 [1, 0]])
     """
-    _check(x, labels, targets, resolution)
+    _check(x, labels, targets)
+    _check_numbers(
+        truncation=(truncation, 1),
+        units=(units, 0),
+        edge=(edge, 0),
+        target=(target, 0),
+        rounds=(rounds, 0),
+        steps=(steps, 1),
+        starts=(starts, 1),
+        runs=(runs, 1),
+        resolution=(resolution, 0),
+    )
     dtype, x = x.dtype, x.double()  # moments of rows that are nearly on a line need the digits
     x = (x - x.mean(0)) / x.std(0)
     if resolution is None:
@@ -179,13 +191,20 @@ def structural_em(
     return FoundStructure(graph, fit.components.q.to(dtype), fit.targets, fit.score)
 
 
-def _check(
-    x: Tensor, labels: Tensor | None, targets: Tensor | None, resolution: float | None
-) -> None:
-    if resolution is not None and not 0 <= resolution < torch.inf:
+def _check_numbers(**numbers: tuple[float | None, int]) -> None:
+    for name, (value, least) in numbers.items():
+        if value is not None and not least <= value < torch.inf:
+            raise ValueError(
+                f"structural_em: expected {name} from {least}, got {value}. Give a finite number "
+                "from there, or leave it out."
+            )
+
+
+def _check(x: Tensor, labels: Tensor | None, targets: Tensor | None) -> None:
+    if not x.is_floating_point():
         raise ValueError(
-            f"structural_em: expected a resolution from 0, got {resolution}. It is the standard "
-            "deviation of noise, where variables have variance one."
+            f"structural_em: expected rows of floating-point numbers, got {x.dtype}. Convert them, "
+            "x.double()."
         )
     if x.dim() != 2 or len(x) <= x.shape[-1]:
         raise ValueError(
@@ -208,10 +227,17 @@ def _check(
             f"structural_em: expected labels from -1, unknown, got {int(labels.min())}. Count "
             "components from 0."
         )
-    if targets is not None and (targets.dim() != 2 or targets.shape[1] != x.shape[1]):
+    if targets is not None and (
+        targets.dim() != 2 or len(targets) == 0 or targets.shape[1] != x.shape[1]
+    ):
         raise ValueError(
             f"structural_em: expected targets [K, {x.shape[1]}], got shape {tuple(targets.shape)}. "
             "Give a row for each component and a column for each variable."
+        )
+    if targets is not None and not ((targets == 0) | (targets == 1)).all():
+        raise ValueError(
+            "structural_em: expected targets of zeros and ones, got other numbers. Give 1 for each "
+            "variable that a component sets or changes."
         )
     if labels is not None and targets is not None and labels.max() >= len(targets):
         raise ValueError(

@@ -247,6 +247,11 @@ class LatentInterventions(FoundInterventions):
 
         **Shapes**: ``x [N, d]``, ``z [N]``; result ``[N, K]``.
         """
+        if x.dim() != 2 or x.shape[1] != len(self.names):
+            raise ValueError(
+                f"LatentInterventions: expected rows [N, {len(self.names)}], got shape "
+                f"{tuple(x.shape)}. Give a column for each variable."
+            )
         _require_labels(z, self.truncation)
         found = structural_em(
             x,
