@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_causal.infer._fitted_units import FittedFeatures, Units, fit_units
+from pyro_causal.infer._fitted_units import FittedFeatures, Units, first_units, fit_units
 from pyro_causal.infer._node_scores import FittedScores, NodeScores
 from pyro_causal.infer._regressions import Assumptions, RandomFeatures, ridge
 
@@ -23,8 +23,9 @@ def sample(rows=4000, *, noise=NOISE):
     return x, bent(x) + noise * torch.randn(rows, dtype=torch.double)
 
 
-def start(units=24, parents=3):
-    return torch.randn(parents, units, dtype=torch.double)
+def start(x, units=24):
+    places = x[torch.randint(len(x), (units,))].mT
+    return first_units(x, torch.randn(x.shape[1], units, dtype=torch.double), places)
 
 
 def left(of, x, y):
@@ -39,12 +40,36 @@ def left(of, x, y):
 
 
 def test_a_function_with_few_bends_is_found_nearly_to_its_noise():
+    fitted, rough = [], []
+    for seed in range(7):
+        torch.manual_seed(seed)
+        x, y = sample()
+        random = RandomFeatures(x, units=100)
+        fitted.append(left(fit_units(x[:2000], y[:2000], start(x)), x, y))
+        rough.append(left(lambda x, random=random: random(range(3))[:, 4:], x, y))
+    assert sorted(fitted)[3] < 1.5 * NOISE  # fits end in local optima, now and then
+    assert sorted(rough)[3] > 10 * NOISE
+    assert max(fitted) < max(rough)
+
+
+def test_a_fit_from_the_same_start_is_the_same():
     torch.manual_seed(0)
     x, y = sample()
-    units = fit_units(x[:2000], y[:2000], start())
-    random = RandomFeatures(x, units=100)
-    assert left(units, x, y) < 1.5 * NOISE
-    assert left(lambda x: random(range(3))[:, 4:], x, y) > 3 * NOISE
+    first = start(x)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(fit_units(x, y, first), fit_units(x, y, first), strict=True)
+    )
+
+
+def test_units_start_at_places_in_rows_of_any_scale():
+    torch.manual_seed(0)
+    x, _ = sample()
+    directions, places = torch.randn(3, 5).double(), x[:5].mT
+    first, scaled = first_units(x, directions, places), first_units(4 * x, directions, 4 * places)
+    torch.testing.assert_close(scaled(4 * x), first(x))
+    on = (places.mT @ first.directions).diagonal()
+    torch.testing.assert_close(on, first.kinks)
 
 
 def test_units_are_rectified_sums():
@@ -57,7 +82,7 @@ def test_scales_and_correlations_of_parents_do_not_matter():
     x, y = sample()
     mixed = x @ torch.tensor([[1e3, 1e3, 0.0], [1.0, 1.01, 0.0], [0.0, 0.0, 1e-3]]).double() + 5
     random = RandomFeatures(mixed, units=100)
-    units = fit_units(mixed[:2000], y[:2000], start())
+    units = fit_units(mixed[:2000], y[:2000], start(mixed))
     assert left(units, mixed, y) < 0.5 * left(lambda x: random(range(3))[:, 4:], mixed, y)
 
 
@@ -65,7 +90,7 @@ def test_scales_and_correlations_of_parents_do_not_matter():
 def test_noise_is_left_as_it_is(parents):
     torch.manual_seed(2)
     x, y = torch.randn(4000, parents).double(), torch.randn(4000).double()
-    units = fit_units(x[:2000], y[:2000], start(parents=parents))
+    units = fit_units(x[:2000], y[:2000], start(x))
     assert left(units, x, y) < 1.1
 
 
@@ -81,9 +106,11 @@ def test_degenerate_rows_give_finite_units(fault):
         y = x[:, 0].clone()
     else:
         x, y = x[:10], y[:10]
-    units = fit_units(x, y, start())
+    half = len(x) // 2
+    units = fit_units(x[:half], y[:half], start(x[:half]))
     assert units.directions.isfinite().all() and units.kinks.isfinite().all()
-    assert left(units, x.repeat(2, 1), y.repeat(2)) < 0.2 * float(y.std()) + 1e-4
+    if fault != "few rows":
+        assert left(units, x, y) < 0.3 * float(y.std()) + 1e-4
 
 
 # ---- features and scores ---------------------------------------------------------------------
@@ -92,7 +119,7 @@ def test_degenerate_rows_give_finite_units(fault):
 def test_fitted_units_come_between_parents_and_random_ones():
     x = torch.randn(50, 4).double()
     random = RandomFeatures(x, units=10)
-    units = Units(start(3, parents=2), torch.zeros(3).double())
+    units = start(x[:, [0, 2]], units=3)
     features = FittedFeatures(random, {(3, (0, 2)): units})
     found, without = features((0, 2), 3), random((0, 2))
     assert torch.equal(found[:, :3], without[:, :3])

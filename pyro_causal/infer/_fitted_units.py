@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pyro_causal.infer._regressions import RandomFeatures
 
-__all__ = ["FittedFeatures", "Units", "fit_units"]
+__all__ = ["Family", "FittedFeatures", "Units", "first_units", "fit_units"]
+
+Family: TypeAlias = tuple[int, tuple[int, ...]]  # a node and its parents
 
 UNITS = 24
 ROWS = 3000  # about, that they are fitted to
@@ -33,24 +35,33 @@ class Units(NamedTuple):
         return torch.addmm(-self.kinks, x, self.directions).clamp(min=0)
 
 
-def fit_units(x: Tensor, y: Tensor, start: Tensor) -> Units:
+def first_units(x: Tensor, directions: Tensor, places: Tensor) -> Units:
+    """Units to start from, whatever the scales and correlations of rows.
+
+    **Shapes**: rows ``x [N, p]``; ``directions [p, M]`` of rows without correlations; ``places
+    [p, M]``, rows on whose values units bend.
+    """
+    directions = _Whitening(x).back(directions)
+    return Units(directions, (places * directions).sum(0))
+
+
+def fit_units(x: Tensor, y: Tensor, start: Units) -> Units:
     r"""Fit directions and kinks by least squares, together with what else a regression has.
 
     .. math:: y \approx a^\top \bigl(1, x, \max(0, v_m^\top x - c_m)\bigr)
 
     Steps are those of Gauss and Newton, damped (Levenberg-Marquardt), on parents without
-    correlations. Functions of several variables that bend at few places are found nearly exactly by
-    them, where noise is small; by gradient descent it takes too long.
+    correlations. They often come near a function of several variables that bends at few places,
+    where noise is small, for which gradient descent takes too long. They end in a local optimum.
 
-    **Shapes**: ``x [N, p]``, ``y [N]``; ``start [p, M]``, directions to start from.
+    **Shapes**: ``x [N, p]``, ``y [N]``; ``start``, units of p variables.
 
     **References**: *A method for the solution of certain non-linear problems in least squares*
     (Levenberg 1944).
     """
-    white, mean = _whitening(x), x.mean(0)
-    x, y = (x - mean) @ white, (y - y.mean()) / y.std().clamp(min=1e-12)
-    kinks = (x[torch.randint(len(x), (start.shape[1],), device=x.device)] * start.mT).sum(1)
-    units = Units(start, kinks)
+    white = _Whitening(x)
+    units = Units(white.there(start.directions), start.kinks - white.mean @ start.directions)
+    x, y = white(x), (y - y.mean()) / y.std().clamp(min=1e-12)
     outer = _outer(x, y, units)
     error, damping, idle = _error(x, y, units, outer), DAMPING, 0
     for _ in range(STEPS):
@@ -70,13 +81,26 @@ def fit_units(x: Tensor, y: Tensor, start: Tensor) -> Units:
         idle = idle + 1 if error.square().mean() > (1 - ENOUGH) * before else 0
         if idle == 2:
             break
-    directions = white @ units.directions
-    return Units(directions, units.kinks + mean @ directions)
+    directions = white.back(units.directions)
+    return Units(directions, units.kinks + white.mean @ directions)
 
 
-def _whitening(x: Tensor) -> Tensor:
-    variances, axes = torch.linalg.eigh(torch.atleast_2d(x.mT.cov()))
-    return axes / variances.clamp(min=LEAST * float(variances[-1]) + 1e-30).sqrt()
+class _Whitening:
+    """Rows without correlations, and what directions are for them."""
+
+    def __init__(self, x: Tensor) -> None:
+        variances, self.axes = torch.linalg.eigh(torch.atleast_2d(x.mT.cov()))
+        self.scales = variances.clamp(min=LEAST * float(variances[-1]) + 1e-30).sqrt()
+        self.mean = x.mean(0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x - self.mean) @ (self.axes / self.scales)
+
+    def there(self, directions: Tensor) -> Tensor:
+        return self.scales.unsqueeze(1) * (self.axes.mT @ directions)
+
+    def back(self, directions: Tensor) -> Tensor:
+        return self.axes @ (directions / self.scales.unsqueeze(1))
 
 
 def _base(x: Tensor) -> Tensor:
@@ -125,9 +149,7 @@ class FittedFeatures:
     **Arguments**: ``random``; ``units``, by node and parents.
     """
 
-    def __init__(
-        self, random: RandomFeatures, units: Mapping[tuple[int, tuple[int, ...]], Units]
-    ) -> None:
+    def __init__(self, random: RandomFeatures, units: Mapping[Family, Units]) -> None:
         self.random, self.units = random, units
 
     def __call__(self, parents: Sequence[int], node: int) -> Tensor:

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_causal.infer._fitted_units import ROWS, UNITS, FittedFeatures, Units, fit_units
+from pyro_causal.infer._fitted_units import (
+    ROWS,
+    UNITS,
+    Family,
+    FittedFeatures,
+    Units,
+    first_units,
+    fit_units,
+)
 from pyro_causal.infer._regressions import (
     OWN,
     Assumptions,
@@ -190,15 +198,17 @@ class FittedScores:
     """The same scores with units fitted to each node and its parents, where they predict better.
 
     They are fitted to the rows of regimes in which it is no target by the scores without them; so
-    are laws whose spread varies, for which it takes long to choose targets.
+    are laws whose spread varies, for which it takes long to choose targets. All fits start from
+    the same random features, so that scores differ by what parents explain rather than by where a
+    fit starts; still they end in different optima, and scores are not as exact as without units.
 
-    **Arguments**: ``rough``, the scores without them.
+    **Arguments**: ``rough``, the scores without units.
     """
 
     def __init__(self, rough: NodeScores) -> None:
-        self.rough, self.units = rough, dict[tuple[int, tuple[int, ...]], Units]()
-        self.features = FittedFeatures(rough.features, self.units)
-        self.found: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self.rough = rough
+        self.units = dict[Family, Units]()  # those that predict better
+        self.found = dict[Family, Tensor]()
 
     def __call__(self, parents: tuple[int, ...], nodes: tuple[int, ...]) -> Tensor:
         """The scores ``[len(nodes)]`` of nodes that all have these parents."""
@@ -208,19 +218,28 @@ class FittedScores:
                 self.found[node, parents] = self._fit(parents, node, score) if parents else score
         return torch.stack([self.found[node, parents] for node in nodes])
 
+    def of(self, graph: Tensor) -> dict[Family, Units]:
+        """The units of each node with its parents in a graph, where they predict better."""
+        families = [(j, tuple(col.nonzero().flatten().tolist())) for j, col in enumerate(graph.mT)]
+        for node, parents in families:
+            self(parents, (node,))
+        return {family: self.units[family] for family in families if family in self.units}
+
     def _fit(self, parents: tuple[int, ...], node: int, least: Tensor) -> Tensor:
         """Keep units that score more than the least."""
-        rough, key = self.rough, (node, parents)
-        chosen = rough.found[key][1]
-        free = ~chosen[rough.labels]
+        rough, family = self.rough, (node, parents)
+        targets = rough.found[family][1]
+        free = ~targets[rough.labels]
         if free.sum() < ROWS / 10:  # too few; units may be good for all regimes
             free = torch.ones_like(free)
         rows = free.nonzero().squeeze(1)
         rows = rows[:: max(1, len(rows) // ROWS)]
-        start = rough.features.directions[list(parents), :UNITS]
-        self.units[key] = fit_units(rough.x[rows][:, list(parents)], rough.x[rows, node], start)
-        every = self.features(parents, node)
-        score = rough.score_by(every, parents, [node], chosen=chosen)[0][0]
-        if score <= least:
-            del self.units[key]
+        x = rough.x[rows][:, list(parents)]
+        directions, kinks = rough.features.directions, rough.features.kinks
+        start = first_units(x, directions[list(parents), :UNITS], kinks[list(parents), :UNITS])
+        units = fit_units(x, rough.x[rows, node], start)
+        every = FittedFeatures(rough.features, {family: units})(parents, node)
+        score = rough.score_by(every, parents, [node], chosen=targets)[0][0]
+        if score > least:
+            self.units[family] = units
         return torch.maximum(score, least)

@@ -118,8 +118,7 @@ class StructureProblem:
         """Regimes under a graph, with the units that scores fit for it."""
         units = {}
         if isinstance(scores, FittedScores):
-            self.total(scores, graph, range(len(graph)))
-            units = scores.units
+            units = scores.of(graph)
         features = FittedFeatures(self.features, units)
         kind = VaryingLaws if self.assumed.varying else RegimeLaws
         laws = kind(self.x, graph, features=features, assumed=self.assumed)
@@ -183,10 +182,13 @@ def find_structure(
     Each has regimes of its own, from those and from the same starts: what was found under another
     graph may be wrong, and speak for it.
     """
-    graph = problem.search(starts[0])
-    best, tried = problem.fit(graph, starts, problem.scores(starts[0])), [graph]
+    graph, scores = problem.search(starts[0]), problem.scores(starts[0])
+    best, tried = problem.fit(graph, starts, scores), [graph]
     for _ in range(rounds):
         scores = problem.scores(best.components)
+        if isinstance(scores, FittedScores):  # under which this graph may do better, too
+            again = problem.fit(graph, [best.components], scores)
+            best = max(best, again, key=lambda fit: fit.score)
         for other in _others(problem, graph, best.components, scores):
             if any(torch.equal(other, one) for one in tried):
                 continue
