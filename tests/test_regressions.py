@@ -76,11 +76,20 @@ def test_features_of_some_rows_are_the_same_functions():
         assert torch.equal(take(found(parents), rows), found(parents)[rows])
 
 
-def test_the_first_of_random_features_are_the_same_functions():
+@pytest.mark.parametrize(("units", "sizes"), [(3, [3, 3, 3]), (5, [5, 5]), (10, [10]), (30, [10])])
+def test_parts_of_random_features_are_the_same_functions(units, sizes):
     torch.manual_seed(0)
     found = RandomFeatures(torch.randn(50, 4), units=10)
-    torch.testing.assert_close(found.first(3)([0, 2]), found([0, 2])[:, :6])
-    assert torch.equal(found.first(30)([0, 2]), found([0, 2]))
+    parts = [part([0, 2]) for part in found.parts(units)]
+    assert [part.shape[1] - 3 for part in parts] == sizes
+    together = torch.cat([parts[0][:, :3], *(part[:, 3:] for part in parts)], 1)
+    torch.testing.assert_close(together, found([0, 2])[:, : together.shape[1]])
+
+
+def test_no_random_features_have_one_part():
+    found = RandomFeatures(torch.randn(50, 4), units=0)
+    (part,) = found.parts(30)
+    assert torch.equal(part([1]), found([1]))
 
 
 def test_shared_regression_is_least_squares_on_the_other_regimes():

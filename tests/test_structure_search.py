@@ -356,6 +356,22 @@ def test_searches_are_by_few_features_and_laws_by_all(monkeypatch):
     assert one.given(FORWARD).laws.features[1].shape[1] == 1 + 1 + 40
 
 
+def test_the_first_graph_is_the_best_of_several_searches(monkeypatch):
+    torch.manual_seed(5)
+    x, z = pair()
+    one, true, parts = problem(x, units=100), components(z, 3), []
+
+    def search(self, components, part=0):
+        parts.append(part)
+        return [torch.zeros(2, 2).long(), FORWARD, torch.zeros(2, 2).long()][part]
+
+    monkeypatch.setattr(StructureProblem, "search", search)
+    assert torch.equal(one.first_graph(true, one.scores(true)), FORWARD)
+    assert parts == [0, 1, 2]
+    linear = problem(x)
+    assert not linear.first_graph(true, linear.scores(true)).any() and parts[3:] == [0]
+
+
 def test_laws_have_the_units_that_scores_fit():
     torch.manual_seed(6)
     x, z = pair()

@@ -67,12 +67,15 @@ class RandomFeatures:
         self.kinks = x[torch.randint(len(x), (units,), device=x.device)].mT
         self.covariance = torch.atleast_2d(self.columns.cov())
 
-    def first(self, units: int) -> RandomFeatures:
-        """The first units of them alone."""
-        other = copy.copy(self)
-        other.units = min(units, self.units)
-        other.directions, other.kinks = self.directions[:, :units], self.kinks[:, :units]
-        return other
+    def parts(self, units: int) -> list[RandomFeatures]:
+        """So many of the units, the next ones, and so on; one part where there are not as many."""
+        parts = []
+        for first in range(0, max(1, self.units - units + 1), units):
+            other, some = copy.copy(self), slice(first, first + units)
+            other.directions, other.kinks = self.directions[:, some], self.kinks[:, some]
+            other.units = other.directions.shape[1]
+            parts.append(other)
+        return parts
 
     def of(self, rows: Tensor) -> RandomFeatures:
         """The same functions of some rows, by their index."""

@@ -77,13 +77,19 @@ class StructureProblem:
             edge=self.edge,
         )
 
-    def search(self, components: Components) -> Tensor:
-        """The best graph ``[d, d]`` by few random features, which is fast.
+    def first_graph(self, components: Components, scores: Scores) -> Tensor:
+        """The best by scores of graphs that searches by different random features find."""
+        found = [self.search(components, k) for k in range(len(self.features.parts(FEW)))]
+        return max(found, key=lambda graph: self.total(scores, graph, range(len(graph))))
+
+    def search(self, components: Components, part: int = 0) -> Tensor:
+        """The best graph ``[d, d]`` by few random features, which is fast: by one part of all.
 
         Where spreads vary or there are many nodes it is climbed to from no edges, and where spreads
         vary from those as well that a climb by fixed spreads finds.
         """
-        nodes, scores = self.x.shape[1], self._rough(components, self.features.first(FEW))
+        nodes, parts = self.x.shape[1], self.features.parts(FEW)
+        scores = self._rough(components, parts[part % len(parts)])
         if not self.assumed.varying:
             search: Any = exact_dag if nodes <= EXACT else climb_dag
             return search(scores, nodes, **self.limits).adjacency
@@ -182,14 +188,15 @@ def find_structure(
     Each has regimes of its own, from those and from the same starts: what was found under another
     graph may be wrong, and speak for it.
     """
-    graph, scores = problem.search(starts[0]), problem.scores(starts[0])
+    scores = problem.scores(starts[0])
+    graph = problem.first_graph(starts[0], scores)
     best, tried = problem.fit(graph, starts, scores), [graph]
-    for _ in range(rounds):
+    for k in range(rounds):
         scores = problem.scores(best.components)
         if isinstance(scores, FittedScores):  # under which this graph may do better, too
             again = problem.fit(graph, [best.components], scores)
             best = max(best, again, key=lambda fit: fit.score)
-        for other in _others(problem, graph, best.components, scores):
+        for other in _others(problem, graph, best.components, scores, part=1 + k):
             if any(torch.equal(other, one) for one in tried):
                 continue
             tried.append(other)
@@ -203,7 +210,12 @@ def find_structure(
 
 
 def _others(
-    problem: StructureProblem, graph: Tensor, components: Components, scores: Scores
+    problem: StructureProblem,
+    graph: Tensor,
+    components: Components,
+    scores: Scores,
+    *,
+    part: int = 0,
 ) -> Iterator[Tensor]:
     """The best graph by scores, then those with an edge reversed that lose least.
 
@@ -211,7 +223,7 @@ def _others(
     """
     if isinstance(scores, FittedScores):
         yield problem.climb(scores, graph, patience=FITTED_PATIENCE).adjacency
-        start = problem.search(components)
+        start = problem.search(components, part)
         yield problem.climb(scores, start, patience=FITTED_PATIENCE).adjacency
     else:
         yield problem.search(components)
