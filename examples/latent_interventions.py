@@ -88,7 +88,7 @@ class Preset(NamedTuple):
     nodes: int
     rows: int
     laws: int  # epochs, under the graph of the search; of few rows as many steps as of 10,000
-    structure: int  # epochs in which graph and targets move
+    structure: int  # epochs in which graph and targets move, at most: until the graph is stable
 
 
 PRESETS = {

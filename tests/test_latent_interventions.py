@@ -531,6 +531,19 @@ def test_a_chain_is_found(kind: str) -> None:
     assert slope == pytest.approx(0.9, abs=0.1)
 
 
+def test_training_decides_edges_that_the_search_leaves_open() -> None:
+    x, _ = chain("stochastic", 1600)
+    method = LatentInterventions(nodes=D, truncation=3, edge=0.01, target=0.01)
+    q = method.initialise(x)
+    graph = method._factors["graph"].logits
+    with torch.no_grad():
+        graph[0, 1], graph[0, 2] = -0.5, 0.5  # an edge that is, and one that is not
+    assert not torch.equal(method.adjacency, EDGES)
+    fit(method.model, method.guide, loss=method.loss(), data={"x": x, "z": q}, epochs=150, lr=0.05)
+    assert torch.equal(method.adjacency, EDGES)
+    assert method.edge_probability[0, 1] > 0.9
+
+
 @pytest.mark.parametrize("cause", [0, 1])
 def test_the_noise_of_a_flow_shows_the_direction(cause: int) -> None:
     """One regime, whose spread grows with the cause: laws of fixed spread find the other way."""

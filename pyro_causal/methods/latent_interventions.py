@@ -236,11 +236,13 @@ class LatentInterventions(FoundInterventions):
         )
 
     def initialise(self, x: Tensor, z: Tensor | None = None, **search: Any) -> Tensor:
-        """Start from a search for graph, regimes and targets; return the responsibilities.
+        r"""Start from a search for graph, regimes and targets; return the responsibilities.
 
         These serve as labels ``z`` while the mechanisms are trained under the graph found, see
         :meth:`learn_structure_`. Components come in the order of their size, unless labels or
-        targets name them.
+        targets name them. The search takes labels for certain, whatever the :math:`\kappa` of a
+        loss, and edges and targets start nearly certain: what training says of their probability
+        is how it departs from there, not a posterior of all graphs.
 
         **Arguments**: rows, labels, and options of
         :func:`~pyro_causal.infer.structural_em.structural_em`.
