@@ -544,6 +544,16 @@ def test_training_decides_edges_that_the_search_leaves_open() -> None:
     assert method.edge_probability[0, 1] > 0.9
 
 
+def test_an_edge_whose_direction_nothing_tells_is_as_likely_as_not() -> None:
+    cause = torch.randn(1500)
+    x = torch.stack([cause, 0.8 * cause + torch.randn(1500)], 1)
+    method = LatentInterventions(nodes=2, truncation=2)
+    method.initialise(x, torch.zeros(1500, dtype=torch.long))
+    assert method.adjacency.sum() == 1
+    probability = method.edge_probability
+    assert 0.4 < probability[1, 0] < 0.6 and 0.4 < probability[0, 1] < 0.6
+
+
 @pytest.mark.parametrize("cause", [0, 1])
 def test_the_noise_of_a_flow_shows_the_direction(cause: int) -> None:
     """One regime, whose spread grows with the cause: laws of fixed spread find the other way."""

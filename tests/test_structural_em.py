@@ -307,7 +307,8 @@ def test_rows_are_blurred_to_the_resolution(monkeypatch, options, noise):
 
     def search(problem, starts, *, rounds):
         seen.append(problem.x)
-        return torch.zeros(2, 2), Fit(starts[0], torch.zeros(2, 2).bool(), 0.0)
+        graph, fit = torch.zeros(2, 2), Fit(starts[0], torch.zeros(2, 2).bool(), 0.0)
+        return graph, fit, problem.scores(starts[0])
 
     monkeypatch.setattr("pyro_causal.infer.structural_em.find_structure", search)
     structural_em(x, truncation=2, **options)

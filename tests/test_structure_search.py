@@ -1,5 +1,6 @@
 """Regimes under a graph, their score, mergers, and moves between graphs."""
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import MixtureSameFamily, Normal
@@ -11,7 +12,11 @@ from pyro_causal.infer._given_graph import Fit
 from pyro_causal.infer._merging import drop_targets, join_idle, merge_components
 from pyro_causal.infer._node_scores import FittedScores
 from pyro_causal.infer._regressions import Assumptions, RandomFeatures
-from pyro_causal.infer._structure_search import StructureProblem, find_structure
+from pyro_causal.infer._structure_search import (
+    StructureProblem,
+    edge_log_odds,
+    find_structure,
+)
 from pyro_causal.infer.dag_search import exact_dag
 from pyro_causal.infer.priors import graph_prior
 from pyro_causal.metrics import adjusted_rand_index
@@ -265,7 +270,7 @@ def test_a_reversed_edge_turns_round_unless_it_is_required(monkeypatch, prior):
     monkeypatch.setattr(StructureProblem, "search", lambda *_: FORWARD.mT)
     start = components(z * 4 + torch.randint(4, z.shape), 12)
     one = problem(x, imperfect=True, prior=prior)
-    graph, fit = find_structure(one, [start], rounds=4)
+    graph, fit, _ = find_structure(one, [start], rounds=4)
     assert torch.equal(graph, FORWARD if prior is None else FORWARD.mT)
     assert fit.targets.sum() == (2 if prior is None else 4)
 
@@ -398,3 +403,45 @@ def test_what_is_hopeless_is_not_merged(monkeypatch):
     assert one.fit(FORWARD.mT, [start], rival=best + len(x)).score < best
     with pytest.raises(TypeError):
         one.fit(FORWARD, [start], rival=best + 1)
+
+
+# ---- edges in doubt ---------------------------------------------------------------------------
+
+
+def test_odds_of_edges_are_those_of_the_scores_of_their_pair():
+    x, z = pair(300)
+    one, true = problem(x), components(z, 3)
+    scores = one.scores(true)
+    there, back, none = (
+        sum(float(scores(parents, (j,))) for j, parents in enumerate(families))
+        for families in [((), (0,)), ((1,), ()), ((), ())]
+    )
+    odds = edge_log_odds(one, FORWARD, scores)
+    assert odds[0, 1].item() == pytest.approx(there - np.logaddexp(back, none), abs=1e-6)
+    assert odds[1, 0].item() == pytest.approx(back - np.logaddexp(there, none), abs=1e-6)
+    assert odds.diagonal().isneginf().all()
+
+
+def test_gaussians_of_one_regime_have_no_direction():
+    torch.manual_seed(7)
+    cause = torch.randn(2000).double()
+    x = torch.stack([cause, 0.8 * cause + torch.randn(2000)], 1)
+    one = problem((x - x.mean(0)) / x.std(0))
+    scores = one.scores(components(torch.zeros(2000).long(), 1))
+    odds = edge_log_odds(one, FORWARD, scores)
+    assert odds[0, 1].sigmoid().item() == pytest.approx(0.5, abs=0.01)
+    assert odds[1, 0].sigmoid().item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_what_rules_or_cycles_exclude_has_no_odds():
+    x, z = pair()
+    x = torch.cat([x, x[:, 1:] + 0.1 * torch.randn(len(x), 1)], 1)
+    chain = torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 0]])
+    true = components(z, 3)
+    one = problem(x)
+    odds = edge_log_odds(one, chain, one.scores(true))
+    assert odds[2, 0].isneginf() and odds[0, 2].isfinite()
+    one = problem(x, prior=graph_prior(3, required=[(0, 1)], forbidden=[(2, 1)]))
+    odds = edge_log_odds(one, chain, one.scores(true))
+    assert odds[0, 1].isposinf() and odds[1, 0].isneginf() and odds[2, 1].isneginf()
+    assert odds[1, 2] > 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -22,7 +23,7 @@ from pyro_causal.infer.acyclicity import is_dag
 from pyro_causal.infer.dag_search import FoundGraph, climb_dag, exact_dag
 from pyro_causal.infer.priors import BernoulliGraph
 
-__all__ = ["StructureProblem", "find_structure"]
+__all__ = ["StructureProblem", "edge_log_odds", "find_structure"]
 
 Scores: TypeAlias = NodeScores | FittedScores
 
@@ -120,6 +121,22 @@ class StructureProblem:
             total += float(scores(tuple(parents), (node,)).sum() + odds[parents, node].sum())
         return total
 
+    def with_pair(
+        self, graph: Tensor, pair: tuple[int, int], edges: tuple[int, int]
+    ) -> Tensor | None:
+        """A graph with other edges between two nodes, there and back, if that may be."""
+        (i, j), rules, other = pair, self.rules, graph.clone()
+        other[i, j], other[j, i] = edges
+        there, back = edges
+        allowed = (
+            there >= int(rules.required[i, j])
+            and back >= int(rules.required[j, i])
+            and there <= 1 - int(rules.forbidden[i, j])
+            and back <= 1 - int(rules.forbidden[j, i])
+            and int(other[:, [i, j]].sum(0).max()) <= rules.max_parents
+        )
+        return other if allowed and is_dag(other) else None
+
     def given(self, graph: Tensor, scores: Scores | None = None) -> GivenGraph:
         """Regimes under a graph, with the units that scores fit for it."""
         units = {}
@@ -181,12 +198,12 @@ class StructureProblem:
 
 def find_structure(
     problem: StructureProblem, starts: Sequence[Components], *, rounds: int
-) -> tuple[Tensor, Fit]:
+) -> tuple[Tensor, Fit, Scores]:
     """The graph and the regimes of the highest score, from the best graph for the first start on.
 
     Next come the best graph for the regimes that were found, and graphs with one edge reversed.
     Each has regimes of its own, from those and from the same starts: what was found under another
-    graph may be wrong, and speak for it.
+    graph may be wrong, and speak for it. The scores returned are those of the regimes found.
     """
     scores = problem.scores(starts[0])
     graph = problem.first_graph(starts[0], scores)
@@ -205,8 +222,8 @@ def find_structure(
                 graph, best = other, fit
                 break
         else:
-            break
-    return graph, best
+            return graph, best, scores
+    return graph, best, problem.scores(best.components)
 
 
 def _others(
@@ -227,15 +244,34 @@ def _others(
         yield problem.climb(scores, start, patience=FITTED_PATIENCE).adjacency
     else:
         yield problem.search(components)
-    rules = problem.rules
     reversals: list[tuple[float, Tensor]] = []
     for i, j in graph.nonzero().tolist():
-        other = graph.clone()
-        other[i, j], other[j, i] = 0, 1
-        certain = rules.required[i, j] or rules.forbidden[j, i]
-        if certain or other[:, i].sum() > rules.max_parents or not is_dag(other):
+        other = problem.with_pair(graph, (i, j), (0, 1))
+        if other is None:
             continue
         loss = problem.total(scores, graph, (i, j)) - problem.total(scores, other, (i, j))
         reversals.append((loss, other))
     reversals.sort(key=lambda pair: pair[0])
     yield from (other for _, other in reversals[:REVERSALS])
+
+
+def edge_log_odds(problem: StructureProblem, graph: Tensor, scores: Scores) -> Tensor:
+    r"""The log odds of each edge against the two other states of its pair, ``[d, d]``.
+
+    Given the regimes and all other edges of the graph, a pair has an edge there, one back or none;
+    their odds are those of the scores, in nats of all rows. What the rules or a cycle exclude has
+    odds zero.
+    """
+    states, size = ((1, 0), (0, 1), (0, 0)), len(graph)
+    odds = torch.full(graph.shape, -torch.inf, dtype=problem.x.dtype)
+    for i, j in itertools.combinations(range(size), 2):
+        others = [problem.with_pair(graph, (i, j), state) for state in states]
+        there, back, none = (
+            problem.x.new_tensor(
+                -torch.inf if other is None else problem.total(scores, other, (i, j))
+            )
+            for other in others
+        )
+        odds[i, j] = there - torch.logaddexp(back, none)
+        odds[j, i] = back - torch.logaddexp(there, none)
+    return odds.nan_to_num(nan=-torch.inf, neginf=-torch.inf, posinf=torch.inf).to(problem.x.device)

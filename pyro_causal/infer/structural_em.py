@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_causal.infer._components import Components
 from pyro_causal.infer._gaussian_start import fit_gaussians
 from pyro_causal.infer._regressions import Assumptions, RandomFeatures
-from pyro_causal.infer._structure_search import StructureProblem, find_structure
+from pyro_causal.infer._structure_search import StructureProblem, edge_log_odds, find_structure
 from pyro_causal.infer.priors import BernoulliGraph
 
 __all__ = ["FoundStructure", "structural_em"]
@@ -35,14 +35,19 @@ class FoundStructure(NamedTuple):
     H are rows held out of the laws and weights, a fifth of all. Whatever the number of components,
     scores of one table (and one H: seed torch alike) compare.
 
+    Log odds of an edge i -> j are against j -> i and no edge, given regimes and all other edges:
+    about zero or below for both directions where rows do not tell them apart, infinite where
+    nothing else is allowed. Regimes and other edges are in doubt as well; the odds leave that out.
+
     **Shapes**: ``adjacency [d, d]``, ``responsibilities [N, K]``, ``targets [K, d]`` booleans,
-    ``score`` a number.
+    ``score`` a number, ``edge_log_odds [d, d]``.
     """
 
     adjacency: Tensor
     responsibilities: Tensor
     targets: Tensor
     score: float
+    edge_log_odds: Tensor
 
 
 def structural_em(
@@ -187,8 +192,9 @@ def structural_em(
     first = [Components(q, allowed, named) for q in fit_gaussians(x, allowed, starts=starts)]
     if runs is None:
         runs = 2 if x.shape[1] <= FEW else 1
-    graph, fit = find_structure(problem, first[:runs], rounds=rounds)
-    return FoundStructure(graph, fit.components.q.to(dtype), fit.targets, fit.score)
+    graph, fit, scores = find_structure(problem, first[:runs], rounds=rounds)
+    odds = edge_log_odds(problem, graph, scores).to(dtype)
+    return FoundStructure(graph, fit.components.q.to(dtype), fit.targets, fit.score, odds)
 
 
 def _check_numbers(**numbers: tuple[float | None, int]) -> None:

@@ -32,7 +32,10 @@ class FoundInterventions(Saved, PyroModule):
 
     @property
     def edge_probability(self) -> Tensor:
-        """The posterior probability of each edge i -> j, ``[d, d]``."""
+        """The probability of each edge i -> j in the guide, ``[d, d]``.
+
+        After a search and training it is that of an edge given regimes and other edges.
+        """
         probs: Tensor = self.guide.factor("graph").probs.detach()
         return probs
 

@@ -33,7 +33,8 @@ PRICES = {  # of an edge and a target
     "flow": (0.004, 0.01),
 }
 UNITS = 100  # random features of the search, where it is not linear
-SURE = 6.0  # the logit of what a search has found
+SURE = 6.0  # the logit of what a search has found, at most
+LEAST = 0.1  # of an edge that it has found, and less that of one that it has not
 
 
 class LatentInterventions(FoundInterventions):
@@ -241,8 +242,8 @@ class LatentInterventions(FoundInterventions):
         These serve as labels ``z`` while the mechanisms are trained under the graph found, see
         :meth:`learn_structure_`. Components come in the order of their size, unless labels or
         targets name them. The search takes labels for certain, whatever the :math:`\kappa` of a
-        loss, and edges and targets start nearly certain: what training says of their probability
-        is how it departs from there, not a posterior of all graphs.
+        loss. Edges start with the odds that the search gives them, which are given regimes and
+        other edges, up to 6, and targets nearly certain.
 
         **Arguments**: rows, labels, and options of
         :func:`~pyro_causal.infer.structural_em.structural_em`.
@@ -274,7 +275,9 @@ class LatentInterventions(FoundInterventions):
         order = torch.arange(len(sizes)) if named else sizes.argsort(descending=True)
         targets, factors = found.targets[order], self._factors
         with torch.no_grad():
-            factors["graph"].logits.copy_(SURE * (2 * found.adjacency - 1))
+            graph, odds = found.adjacency.bool(), found.edge_log_odds
+            odds = torch.where(graph, odds.clamp(min=LEAST), odds.clamp(max=-LEAST))
+            factors["graph"].logits.copy_(odds.clamp(-SURE, SURE))
             if "targets" in factors:
                 factors["targets"].logits.fill_(-SURE)
                 factors["targets"].logits[: len(targets)] = SURE * (2 * targets.to(x) - 1)
