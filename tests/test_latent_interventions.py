@@ -551,7 +551,8 @@ def test_an_edge_whose_direction_nothing_tells_is_as_likely_as_not() -> None:
     method.initialise(x, torch.zeros(1500, dtype=torch.long))
     assert method.adjacency.sum() == 1
     probability = method.edge_probability
-    assert 0.4 < probability[1, 0] < 0.6 and 0.4 < probability[0, 1] < 0.6
+    off = sorted([probability[0, 1].item(), probability[1, 0].item()])
+    assert 0.4 < off[0] < 0.476 and 0.524 < off[1] < 0.6  # and the one found is the likelier
 
 
 @pytest.mark.parametrize("cause", [0, 1])

@@ -377,6 +377,22 @@ def test_the_first_graph_is_the_best_of_several_searches(monkeypatch):
     assert not linear.first_graph(true, linear.scores(true)).any() and parts[3:] == [0]
 
 
+def test_a_graph_is_scored_again_with_the_units_for_new_regimes(monkeypatch):
+    torch.manual_seed(8)
+    x, z = pair()
+    one, true = problem(x, units=40), components(z, 3)
+    values = iter([1.0, 5.0, 3.0, 3.0])  # at first, again, and of others
+
+    def fit(self, graph, starts, scores, *, rival=-torch.inf):
+        return Fit(true, torch.zeros(3, 2).bool(), next(values))
+
+    monkeypatch.setattr(StructureProblem, "fit", fit)
+    monkeypatch.setattr(StructureProblem, "first_graph", lambda *_: torch.zeros(2, 2).long())
+    graph, best, _ = find_structure(one, [true], rounds=3)
+    assert best.score == 5.0 and not graph.any()
+    assert next(values) == 3.0  # there was one other graph at least
+
+
 def test_laws_have_the_units_that_scores_fit():
     torch.manual_seed(6)
     x, z = pair()
@@ -441,7 +457,8 @@ def test_what_rules_or_cycles_exclude_has_no_odds():
     one = problem(x)
     odds = edge_log_odds(one, chain, one.scores(true))
     assert odds[2, 0].isneginf() and odds[0, 2].isfinite()
-    one = problem(x, prior=graph_prior(3, required=[(0, 1)], forbidden=[(2, 1)]))
+    one = problem(x, prior=graph_prior(3, required=[(0, 1)], forbidden=[(2, 1), (0, 2)]))
     odds = edge_log_odds(one, chain, one.scores(true))
     assert odds[0, 1].isposinf() and odds[1, 0].isneginf() and odds[2, 1].isneginf()
+    assert odds[0, 2].isneginf()
     assert odds[1, 2] > 10
