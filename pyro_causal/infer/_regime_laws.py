@@ -28,6 +28,7 @@ __all__ = ["RegimeLaws", "VaryingLaws"]
 LATELY = 3  # responsibilities: of a fit, of a change of it, and their rows that are not held out
 KNOWN = 500  # densities of all rows that are kept
 DIGITS = 1e4  # weights that are the same up to these give the same law
+AT_ONCE = 1000  # rows
 
 
 class _Seen:
@@ -172,9 +173,23 @@ class VaryingLaws(RegimeLaws):
 
 def _regress(features: Tensor, y: Tensor, weights: Tensor, **options: float) -> Tensor:
     """The log-densities of rows under regressions, one for each row of weights: ``[K, N]``."""
-    weighted = features.mT * weights.unsqueeze(1)
-    gram = (weighted.flatten(0, 1) @ features).unflatten(0, weighted.shape[:2])
-    coefficients = ridge(gram, (weighted @ y).unsqueeze(-1), **options).squeeze(-1)
+    gram, cross = _weighted_moments(features, y, weights)
+    coefficients = ridge(gram, cross.unsqueeze(-1), **options).squeeze(-1)
     squares = (y - coefficients @ features.mT).square()
     variance = (weights * squares).sum(1) / weights.sum(1).clamp(min=1)
     return gaussian(squares, variance.clamp(min=FLOOR).unsqueeze(1))
+
+
+def _weighted_moments(features: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Second moments ``[K, m, m]`` and those with the response ``[K, m]``, some rows at a time.
+
+    All rows by all regimes at once would not stay in the cache of a processor.
+    """
+    size, regimes = features.shape[1], len(weights)
+    gram = features.new_zeros(regimes * size, size)
+    cross = features.new_zeros(regimes, size)
+    for a, b, w in zip(features.split(AT_ONCE), y.split(AT_ONCE), weights.split(AT_ONCE, 1), strict=True):
+        weighted = a.mT * w.unsqueeze(1)
+        gram.addmm_(weighted.flatten(0, 1), a)
+        cross += weighted @ b
+    return gram.unflatten(0, (regimes, size)), cross

@@ -213,14 +213,16 @@ def choose_targets(moments: Moments, own: Tensor) -> Shared:
     **Shapes**: ``own [J, K]``, the log-likelihood of each regime's rows under its own law, less the
     price of a target.
     """
-    none = _exchange(moments, own, torch.zeros_like(own, dtype=torch.bool))
-    some = _exchange(moments, own, _unlike_one(moments, own))
-    none.put(index := some.total > none.total, some.at(index))
-    return none
+    none = torch.zeros_like(own, dtype=torch.bool)
+    starts = torch.cat([none, _unlike_one(moments, own)])
+    each = torch.arange(len(own), device=own.device)
+    both = _exchange(moments.responses(each.repeat(2)), own.repeat(2, 1), starts)
+    first, second = both.total.split(len(own))
+    return both.at(each + len(own) * (second > first))
 
 
 def _exchange(moments: Moments, own: Tensor, targets: Tensor) -> Shared:
-    """Change sides one at a time."""
+    """Change sides one at a time, each response by itself."""
     shared = fit_shared(moments, own, targets)
     empty = moments.counts == 0
     barred = torch.zeros_like(own, dtype=torch.bool) | empty
