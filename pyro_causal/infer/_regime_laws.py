@@ -188,7 +188,8 @@ def _weighted_moments(features: Tensor, y: Tensor, weights: Tensor) -> tuple[Ten
     size, regimes = features.shape[1], len(weights)
     gram = features.new_zeros(regimes * size, size)
     cross = features.new_zeros(regimes, size)
-    for a, b, w in zip(features.split(AT_ONCE), y.split(AT_ONCE), weights.split(AT_ONCE, 1), strict=True):
+    parts = features.split(AT_ONCE), y.split(AT_ONCE), weights.split(AT_ONCE, 1)
+    for a, b, w in zip(*parts, strict=True):
         weighted = a.mT * w.unsqueeze(1)
         gram.addmm_(weighted.flatten(0, 1), a)
         cross += weighted @ b
