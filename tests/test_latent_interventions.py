@@ -508,6 +508,12 @@ def test_a_chain_is_found(kind: str) -> None:
     assert (q.sum(0).diff() <= 0).all()  # larger components first
     torch.testing.assert_close(method.guide.counts, q.sum(0))
     assert torch.equal(method.adjacency, EDGES)
+    if kind == "imperfect":  # the search tells what is cut, of targets
+        true = method.targets
+        kept = method._cut[:, 1][true[:, 1]]
+        assert kept.numel() and (kept < 0.01).all()
+        assert (method._cut[:, 0][true[:, 0]] > 0.99).all()
+        assert (method._cut[~true] == 0.5).all()
     method.learn_structure_(False)
     free = method.loss(constraint=None)
     fit(method.model, method.guide, loss=free, data={"x": x, "z": q}, epochs=150, lr=0.05)
@@ -697,6 +703,16 @@ def log_densities(program: Callable[..., Any], x: Tensor) -> Tensor:
     return torch.stack([trace.nodes[f"x{j}"]["log_prob"] for j in range(D)], 1).detach()
 
 
+def test_the_layers_of_a_flow() -> None:
+    sizes = [
+        LatentInterventions(nodes=D, density="flow", truncation=K, units=units)
+        .equations.networks.weights[-1]
+        .shape[1]
+        for units in ((4,), (3, 2))
+    ]
+    assert sizes == [2 + 3 * 4, 2 + 3 * 5]  # location and scale; weight, centre and width of units
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
@@ -707,8 +723,9 @@ def log_densities(program: Callable[..., Any], x: Tensor) -> Tensor:
         {"edges": graph_prior(D, required=[(0, 1)]).probs, "names": ["a", "b", "c"]},
         {"targets": TARGETS, "intervention": "imperfect", "density": "flow", "edge": 0.1},
         {"network": Network(5), "density": "nonlinear", "hidden": (4, 4), "context": 3},
+        {"density": "flow", "units": (3, 2), "hidden": (5,)},
     ],
-    ids=["edges", "targets", "network"],
+    ids=["edges", "targets", "network", "deep"],
 )
 def test_save_and_load(options: Options, dtype: torch.dtype, tmp_path: Path) -> None:
     x = rows().to(dtype)

@@ -254,8 +254,15 @@ def test_known_targets_where_spreads_vary():
 
 
 def test_imperfect_interventions():
-    x, _ = chain(imperfect=True)
-    assert torch.equal(structural_em(x, truncation=4, imperfect=True).adjacency, CHAIN)
+    x, z = chain(imperfect=True)
+    found = structural_em(x, truncation=4, imperfect=True)
+    assert torch.equal(found.adjacency, CHAIN)
+    own = [int(found.responsibilities[z == k].sum(0).argmax()) for k in range(3)]
+    assert torch.equal(found.targets[own].long(), TARGETS)
+    assert torch.equal(found.cut[own].long(), TARGETS * torch.tensor([1, 0, 1]))  # x1 keeps x0
+    assert found.cut.sum() <= found.targets.sum() - 1
+    perfect = structural_em(x, truncation=4)
+    assert torch.equal(perfect.cut, perfect.targets)
 
 
 def test_labels_and_targets_may_be_known():
@@ -307,7 +314,8 @@ def test_rows_are_blurred_to_the_resolution(monkeypatch, options, noise):
 
     def search(problem, starts, *, rounds):
         seen.append(problem.x)
-        graph, fit = torch.zeros(2, 2), Fit(starts[0], torch.zeros(2, 2).bool(), 0.0)
+        none = torch.zeros(2, 2).bool()
+        graph, fit = torch.zeros(2, 2), Fit(starts[0], none, none, 0.0)
         return graph, fit, problem.scores(starts[0])
 
     monkeypatch.setattr("pyro_causal.infer.structural_em.find_structure", search)

@@ -22,6 +22,7 @@ from pyro_causal.infer.priors import graph_prior
 from pyro_causal.metrics import adjusted_rand_index
 
 FORWARD = torch.tensor([[0, 1], [0, 0]])
+NONE = torch.zeros(3, 2, dtype=torch.bool)
 PRICE = 0.003
 
 
@@ -301,7 +302,7 @@ def test_another_graph_starts_from_the_best_regimes_as_well(monkeypatch):
 
     def fit(self, graph, starts, scores, *, rival=-torch.inf):
         seen.append(starts)
-        return Fit(regimes, torch.zeros(3, 2).bool(), 0.0)
+        return Fit(regimes, NONE, NONE, 0.0)
 
     graphs = iter([FORWARD, FORWARD.T])
     monkeypatch.setattr(StructureProblem, "search", lambda *_: next(graphs))
@@ -384,7 +385,7 @@ def test_a_graph_is_scored_again_with_the_units_for_new_regimes(monkeypatch):
     values = iter([1.0, 5.0, 3.0, 3.0])  # at first, again, and of others
 
     def fit(self, graph, starts, scores, *, rival=-torch.inf):
-        return Fit(true, torch.zeros(3, 2).bool(), next(values))
+        return Fit(true, NONE, NONE, next(values))
 
     monkeypatch.setattr(StructureProblem, "fit", fit)
     monkeypatch.setattr(StructureProblem, "first_graph", lambda *_: torch.zeros(2, 2).long())

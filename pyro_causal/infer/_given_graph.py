@@ -19,10 +19,14 @@ WORST = -50.0  # the log-density of a value at least, so that single rows decide
 
 
 class Fit(NamedTuple):
-    """Components under a graph, the targets of each ``[K, d]``, and the score of all that."""
+    """Components under a graph, the targets of each and which are cut, and the score of all that.
+
+    **Shapes**: ``targets [K, d]`` and ``cut [K, d]``, booleans.
+    """
 
     components: Components
     targets: Tensor
+    cut: Tensor
     score: float
 
 
@@ -95,4 +99,5 @@ class GivenGraph:
         logits = (density[:, :-1] + weights.log()).masked_fill(~allowed, -torch.inf)
         evidence = logits[self.held].logsumexp(1).clamp(min=WORST * targets.shape[1])
         prices = self.edges + self.target * float(targets.sum())
-        return Fit(components, targets, float(evidence.mean()) * len(q) - prices)
+        score = float(evidence.mean()) * len(q) - prices
+        return Fit(components, targets, targets & laws.cut(apart)[:-1], score)

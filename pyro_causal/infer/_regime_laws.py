@@ -93,15 +93,26 @@ class RegimeLaws:
         laws = [self._node(node, q) for node in range(len(self.parents))]
         return torch.stack([(q * (own - base.unsqueeze(1))).sum(0) for own, base, _ in laws], 1)
 
-    def _node(self, node: int, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-densities under own laws ``[N, K]`` and that of the others ``[N]``, and targets."""
-        known, seen = self.assumed.targets, self.seen.of(q)
+    def cut(self, q: Tensor) -> Tensor:
+        """Whether own laws are best without the parents, or there are none, ``[K, d]``."""
+        nodes = range(len(self.parents))
+        return torch.stack([self._node_own(node, q)[2] for node in nodes], 1)
+
+    def _node_own(self, node: int, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        seen = self.seen.of(q)
         if node not in seen:
             seen[node] = self._own(node, q)
+        found: tuple[Tensor, Tensor, Tensor] = seen[node]
+        return found
+
+    def _node(self, node: int, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-densities under own laws ``[N, K]`` and that of the others ``[N]``, and targets."""
+        own, price, _ = self._node_own(node, q)
+        known, seen = self.assumed.targets, self.seen.of(q)
         key = node, None if known is None else tuple(known[:, node].tolist())
         if key not in seen:
-            seen[key] = self._base(node, q, *seen[node])
-        return seen[node][0], *seen[key]
+            seen[key] = self._base(node, q, own, price)
+        return own, *seen[key]
 
     def _base(self, node: int, q: Tensor, own: Tensor, price: Tensor) -> tuple[Tensor, Tensor]:
         """Log-densities ``[N]`` under the law of all regimes but the targets, and those ``[K]``."""
@@ -118,17 +129,18 @@ class RegimeLaws:
             chosen = self.assumed.targets[:, node]
         return _regress(a, y, q[:, ~chosen].sum(1)[None])[0], chosen
 
-    def _own(self, node: int, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-densities ``[N, K]`` under laws of each regime's own, and their prices ``[K]``."""
+    def _own(self, node: int, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-densities ``[N, K]`` under laws of each regime's own, prices, and whether cut."""
         y, counts = self.x[:, node, None], q.sum(0).clamp(min=1e-6)
         means = (q * y).sum(0) / counts
         squares = (y - means).square()
         own = gaussian(squares, ((q * squares).sum(0) / counts).clamp(min=FLOOR))
         price = torch.full_like(counts, 2 * self.penalty + self.target)
+        cut = torch.ones_like(counts, dtype=torch.bool)
         parents, every = self.parents[node], self.features[node]
         size = min(1 + len(parents) + OWN, every.shape[1])
         if not (self.assumed.imperfect and parents):
-            return own, price
+            return own, price, cut
         some = (counts >= 2 * size).nonzero().squeeze(1)
         weights = q.mT[some].contiguous()
         density = _regress(every[:, :size], y[:, 0], weights, strength=OWN_RIDGE)
@@ -136,7 +148,8 @@ class RegimeLaws:
         better = (weights * (density - own.mT[some])).sum(1) > more
         own[:, some[better]] = density[better].mT
         price[some[better]] += more
-        return own, price
+        cut[some[better]] = False
+        return own, price, cut
 
 
 class VaryingLaws(RegimeLaws):

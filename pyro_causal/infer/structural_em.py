@@ -39,13 +39,15 @@ class FoundStructure(NamedTuple):
     about zero or below for both directions where rows do not tell them apart, infinite where
     nothing else is allowed. Regimes and other edges are in doubt as well; the odds leave that out.
 
-    **Shapes**: ``adjacency [d, d]``, ``responsibilities [N, K]``, ``targets [K, d]`` booleans,
-    ``score`` a number, ``edge_log_odds [d, d]``.
+    **Shapes**: ``adjacency [d, d]``, ``responsibilities [N, K]``, booleans ``targets [K, d]`` and
+    ``cut [K, d]``, those targets whose parents are cut, ``score`` a number,
+    ``edge_log_odds [d, d]``.
     """
 
     adjacency: Tensor
     responsibilities: Tensor
     targets: Tensor
+    cut: Tensor
     score: float
     edge_log_odds: Tensor
 
@@ -194,7 +196,8 @@ def structural_em(
         runs = 2 if x.shape[1] <= FEW else 1
     graph, fit, scores = find_structure(problem, first[:runs], rounds=rounds)
     odds = edge_log_odds(problem, graph, scores).to(dtype)
-    return FoundStructure(graph, fit.components.q.to(dtype), fit.targets, fit.score, odds)
+    q = fit.components.q.to(dtype)
+    return FoundStructure(graph, q, fit.targets, fit.cut, fit.score, odds)
 
 
 def _check_numbers(**numbers: tuple[float | None, int]) -> None:

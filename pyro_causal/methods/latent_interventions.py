@@ -86,7 +86,8 @@ class LatentInterventions(FoundInterventions):
     - ``concentration``: :math:`\alpha`.
     - ``names``: of the variables, for programs and graphs; by default x0, x1 and so on.
     - ``context``, ``hidden``: of the networks, as for
-      :class:`~pyro_causal.mechanisms.sem_neural.NonlinearSEM`.
+      :class:`~pyro_causal.mechanisms.sem_neural.NonlinearSEM`; ``units``: of each layer of a flow,
+      as for :class:`~pyro_causal.mechanisms.sem_neural.FlowSEM`.
     - ``network``: an amortised :math:`q(z \mid x)`, as for the guide: a module that is called with
       rows and labels, ``(x, z=None)``, and returns logits ``[N, K]``.
 
@@ -131,6 +132,7 @@ class LatentInterventions(FoundInterventions):
         names: Sequence[str] | None = None,
         context: int = 8,
         hidden: Sequence[int] = (16,),
+        units: Sequence[int] = (4,),
         network: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -148,11 +150,13 @@ class LatentInterventions(FoundInterventions):
         _require_numbers(self.truncation, self.edge, self.target, concentration)
         regimes = 1 + self.truncation
         self.equations: StructuralEquations
+        networks: Any = {"regimes": regimes, "context": context, "hidden": hidden}
         if density == "linear":
             self.equations = LinearSEM(nodes, regimes=regimes)
+        elif density == "nonlinear":
+            self.equations = NonlinearSEM(nodes, **networks)
         else:
-            family = NonlinearSEM if density == "nonlinear" else FlowSEM
-            self.equations = family(nodes, regimes=regimes, context=context, hidden=hidden)
+            self.equations = FlowSEM(nodes, **networks, units=units)
         start = self.equations.context
         del self.equations.context  # here it is a latent
         self.equations.register_buffer("context", start.detach())
@@ -243,7 +247,7 @@ class LatentInterventions(FoundInterventions):
         :meth:`learn_structure_`. Components come in the order of their size, unless labels or
         targets name them. The search takes labels for certain, whatever the :math:`\kappa` of a
         loss. Edges start with the odds that the search gives them, which are given regimes and
-        other edges, up to 6, and targets nearly certain.
+        other edges, up to 6; targets, and which of them are cut from their parents, nearly certain.
 
         **Arguments**: rows, labels, and options of
         :func:`~pyro_causal.infer.structural_em.structural_em`.
@@ -281,6 +285,9 @@ class LatentInterventions(FoundInterventions):
             if "targets" in factors:
                 factors["targets"].logits.fill_(-SURE)
                 factors["targets"].logits[: len(targets)] = SURE * (2 * targets.to(x) - 1)
+            if "cut" in factors:  # of targets alone, as the search knows nothing of others
+                cut = SURE * (2 * found.cut[order].to(x) - 1)
+                factors["cut"].logits[: len(targets)] = cut.where(targets, 0)
         return self.guide.set_responsibilities(found.responsibilities[:, order], sort=False)
 
     def set_normalisation(self, x: Tensor) -> None:
