@@ -109,8 +109,8 @@ def structural_em(
       fitted; 0 makes them linear, 100 are good for functions of any shape.
     - ``imperfect``: whether interventions may leave parents in place.
     - ``varying``: whether the spread and the shape of residuals depend on the parents, as where
-      noise enters a function of any shape. Graphs are found by climbing then, and targets grow one
-      at a time from none: laws fitted to few regimes are wrong in others.
+      noise enters a function of any shape. Graphs are climbed to then, and targets grow one at a
+      time from none: laws fitted to few regimes are wrong in others.
     - ``labels``: the component of each row, where known, else -1.
     - ``targets``: of each component, where known.
     - ``prior``: of edges.
@@ -129,8 +129,8 @@ def structural_em(
       of such rows. By default 0.05 where spreads vary, else 0.
 
     **Shapes**: ``x [N, d]``, ``labels [N]`` integers, ``targets [K, d]`` zeros and ones. Graphs of
-    up to 11 nodes are found by exact search, unless spreads vary, else by climbing, and with units
-    by climbing from there.
+    up to 11 nodes are found by exact search, else by climbing, and by climbing from there with
+    units and where spreads vary.
 
     **Raises**: ``ValueError`` for NaN or infinity, variables that do not vary, fewer rows than
     variables, rows of integers, labels out of range, targets of another shape or with other numbers
