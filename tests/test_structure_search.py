@@ -17,7 +17,7 @@ from pyro_causal.infer._structure_search import (
     edge_log_odds,
     find_structure,
 )
-from pyro_causal.infer.dag_search import exact_dag
+from pyro_causal.infer.dag_search import FoundGraph, exact_dag
 from pyro_causal.infer.priors import graph_prior
 from pyro_causal.metrics import adjusted_rand_index
 
@@ -294,6 +294,21 @@ def test_the_reversals_that_lose_least_are_tried_after_the_search(monkeypatch):
     first = torch.tensor([[0, 0, 0], [1, 0, 1], [0, 0, 0]])
     second = torch.tensor([[0, 1, 0], [0, 0, 0], [0, 1, 0]])
     assert torch.equal(other, max(first, second, key=total))
+
+
+@pytest.mark.parametrize("better", [0, 1])
+def test_where_spreads_vary_climbs_start_from_no_edges_and_from_the_best_graph(monkeypatch, better):
+    x, z = pair()
+    starts, found = [], [FoundGraph(torch.eye(2) + k, float(k == better)) for k in range(2)]
+
+    def climb(self, scores, start, **_):
+        assert scores.assumed.varying
+        starts.append(start)
+        return found[len(starts) - 1]
+
+    monkeypatch.setattr(StructureProblem, "climb", climb)
+    assert torch.equal(problem(x, varying=True).search(components(z, 3)), found[better].adjacency)
+    assert starts[0] is None and torch.equal(starts[1], FORWARD)
 
 
 def test_another_graph_starts_from_the_best_regimes_as_well(monkeypatch):
