@@ -296,19 +296,18 @@ def test_the_reversals_that_lose_least_are_tried_after_the_search(monkeypatch):
     assert torch.equal(other, max(first, second, key=total))
 
 
-@pytest.mark.parametrize("better", [0, 1])
-def test_where_spreads_vary_climbs_start_from_no_edges_and_from_the_best_graph(monkeypatch, better):
+def test_where_spreads_vary_climbs_start_from_the_best_graph_by_fixed_ones(monkeypatch):
     x, z = pair()
-    starts, found = [], [FoundGraph(torch.eye(2) + k, float(k == better)) for k in range(2)]
+    starts = []
 
     def climb(self, scores, start, **_):
         assert scores.assumed.varying
         starts.append(start)
-        return found[len(starts) - 1]
+        return FoundGraph(FORWARD.mT, 0.0)
 
     monkeypatch.setattr(StructureProblem, "climb", climb)
-    assert torch.equal(problem(x, varying=True).search(components(z, 3)), found[better].adjacency)
-    assert starts[0] is None and torch.equal(starts[1], FORWARD)
+    assert torch.equal(problem(x, varying=True).search(components(z, 3)), FORWARD.mT)
+    assert len(starts) == 1 and torch.equal(starts[0], FORWARD)
 
 
 def test_another_graph_starts_from_the_best_regimes_as_well(monkeypatch):
@@ -377,20 +376,45 @@ def test_searches_are_by_few_features_and_laws_by_all(monkeypatch):
     assert one.given(FORWARD).laws.features[1].shape[1] == 1 + 1 + 40
 
 
-def test_the_first_graph_is_the_best_of_several_searches(monkeypatch):
+def test_each_start_and_each_part_of_the_features_has_a_first_graph(monkeypatch):
     torch.manual_seed(5)
     x, z = pair()
-    one, true, parts = problem(x, units=100), components(z, 3), []
+    one, true, poor, asked = problem(x, units=60), components(z, 3), components(0 * z, 1), []
 
     def search(self, components, part=0):
-        parts.append(part)
-        return [torch.zeros(2, 2).long(), FORWARD, torch.zeros(2, 2).long()][part]
+        asked.append((components, part))
+        return [FORWARD.mT, FORWARD, torch.zeros(2, 2).long()][part]
 
     monkeypatch.setattr(StructureProblem, "search", search)
-    assert torch.equal(one.first_graph(true, one.scores(true)), FORWARD)
-    assert parts == [0, 1, 2]
-    linear = problem(x)
-    assert not linear.first_graph(true, linear.scores(true)).any() and parts[3:] == [0]
+    found = [(graph.tolist(), start) for graph, _, start in one.first([true, poor, true])]
+    assert asked == [(true, 0), (poor, 1), (true, 2)]
+    assert found == [(FORWARD.mT.tolist(), true), (FORWARD.tolist(), poor), ([[0, 0]] * 2, true)]
+    asked.clear()
+    assert len([*one.first([true])]) == 2 and asked == [(true, 0), (true, 1)]
+    assert len([*problem(x).first([true])]) == 1
+
+
+@pytest.mark.parametrize("nodes", [2, 6])
+def test_the_best_of_the_first_graphs_goes_on(monkeypatch, nodes):
+    x = torch.randn(300, nodes).double()
+    starts = [components(torch.arange(300) % k, k) for k in (2, 3, 4)]
+    graphs, seen = [torch.zeros(nodes, nodes).long() for _ in range(3)], []
+    graphs[1][1, 0] = 1
+
+    def first(self, starts):
+        for graph, start, score in zip(graphs, starts, (1.0, 4.0, 2.0), strict=True):
+            yield graph, Fit(start, NONE, NONE, score), start
+
+    def fit(self, graph, starts, scores, *, rival):
+        seen.append([len(start.q[0]) for start in starts])
+        return Fit(starts[0], NONE, NONE, 0.0)
+
+    monkeypatch.setattr(StructureProblem, "first", first)
+    monkeypatch.setattr(StructureProblem, "fit", fit)
+    monkeypatch.setattr(StructureProblem, "search", lambda *_: (1 - torch.eye(nodes)).triu().long())
+    graph, best, _ = find_structure(problem(x), starts, rounds=1)
+    assert torch.equal(graph, graphs[1]) and best.score == 4.0
+    assert seen[0] == ([3, 2, 3, 4] if nodes == 2 else [3, 3])  # regimes found, and starts
 
 
 def test_a_graph_is_scored_again_with_the_units_for_new_regimes(monkeypatch):
@@ -403,7 +427,7 @@ def test_a_graph_is_scored_again_with_the_units_for_new_regimes(monkeypatch):
         return Fit(true, NONE, NONE, next(values))
 
     monkeypatch.setattr(StructureProblem, "fit", fit)
-    monkeypatch.setattr(StructureProblem, "first_graph", lambda *_: torch.zeros(2, 2).long())
+    monkeypatch.setattr(StructureProblem, "search", lambda *_: torch.zeros(2, 2).long())
     graph, best, _ = find_structure(one, [true], rounds=3)
     assert best.score == 5.0 and not graph.any()
     assert next(values) == 3.0  # there was one other graph at least

@@ -23,7 +23,7 @@ from pyro_causal.infer.acyclicity import is_dag
 from pyro_causal.infer.dag_search import FoundGraph, climb_dag, exact_dag
 from pyro_causal.infer.priors import BernoulliGraph
 
-__all__ = ["StructureProblem", "edge_log_odds", "find_structure"]
+__all__ = ["SMALL", "StructureProblem", "edge_log_odds", "find_structure"]
 
 Scores: TypeAlias = NodeScores | FittedScores
 
@@ -34,6 +34,7 @@ FEW = 30  # random features in a search through all graphs
 REVERSALS = 2  # of edges, tried from one graph
 HOPELESS = 0.05  # nats for a row, that fewer or more components do not win back
 BIRTHS = 2  # times that there are more
+SMALL = 5  # variables, which tell less of regimes
 STRICTER = 3  # times the price of targets in searches where spreads vary
 
 
@@ -78,16 +79,19 @@ class StructureProblem:
             edge=self.edge,
         )
 
-    def first_graph(self, components: Components, scores: Scores) -> Tensor:
-        """The best by scores of graphs that searches by different random features find."""
-        found = [self.search(components, k) for k in range(len(self.features.parts(FEW)))]
-        return max(found, key=lambda graph: self.total(scores, graph, range(len(graph))))
+    def first(self, starts: Sequence[Components]) -> Iterator[tuple[Tensor, Fit, Components]]:
+        """A graph for each start and each part of the features, its regimes, and the start."""
+        parts = len(self.features.parts(FEW))
+        for k in range(max(len(starts), parts)):
+            start = starts[k % len(starts)]
+            graph = self.search(start, k)
+            yield graph, self.fit(graph, [start], self.scores(start)), start
 
     def search(self, components: Components, part: int = 0) -> Tensor:
         """The best graph ``[d, d]`` by few random features, which is fast: by one part of all.
 
-        Where spreads vary it is climbed to from the best by fixed ones, and from no edges, which
-        alone often ends in a graph that is far worse. Where there are many nodes all is climbed to.
+        Where spreads vary it is climbed to from the best by fixed ones: climbs from no edges end in
+        graphs that are far worse. Where there are many nodes all is climbed to.
         """
         nodes, parts = self.x.shape[1], self.features.parts(FEW)
         scores = self._rough(components, parts[part % len(parts)])
@@ -95,8 +99,7 @@ class StructureProblem:
         fixed: Tensor = search(scores.with_fixed_spread(), nodes, **self.limits).adjacency
         if not self.assumed.varying:
             return fixed
-        found = (self.climb(scores, start) for start in (None, fixed))
-        return max(found, key=lambda graph: graph.score).adjacency
+        return self.climb(scores, fixed).adjacency
 
     def climb(self, scores: Score, start: Tensor | None, *, patience: int = PATIENCE) -> FoundGraph:
         """The best graph on a walk from another, or from no edges."""
@@ -199,15 +202,17 @@ class StructureProblem:
 def find_structure(
     problem: StructureProblem, starts: Sequence[Components], *, rounds: int
 ) -> tuple[Tensor, Fit, Scores]:
-    """The graph and the regimes of the highest score, from the best graph for the first start on.
+    """The graph and the regimes of the highest score, from the best graphs for all starts on.
 
-    Next come the best graph for the regimes that were found, and graphs with one edge reversed.
-    Each has regimes of its own, from those and from the same starts: what was found under another
-    graph may be wrong, and speak for it. The scores returned are those of the regimes found.
+    Graphs found for poor regimes and regimes found under poor graphs speak for each other, hence
+    several starts. Of theirs the best goes on. Next come the best graph for the regimes that were
+    found, and graphs with one edge reversed. Each has regimes of its own, from those and from the
+    best start, with few variables from all. The scores returned are those of the regimes found.
     """
-    scores = problem.scores(starts[0])
-    graph = problem.first_graph(starts[0], scores)
-    best, tried = problem.fit(graph, starts, scores), [graph]
+    firsts = [*problem.first(starts)]
+    graph, best, start = max(firsts, key=lambda first: first[1].score)
+    tried = [found for found, *_ in firsts]
+    starts = starts if len(graph) <= SMALL else [start]
     for k in range(rounds):
         scores = problem.scores(best.components)
         if isinstance(scores, FittedScores):  # under which this graph may do better, too

@@ -15,14 +15,18 @@ from torch import Tensor
 from pyro_causal.infer._components import Components
 from pyro_causal.infer._gaussian_start import fit_gaussians
 from pyro_causal.infer._regressions import Assumptions, RandomFeatures
-from pyro_causal.infer._structure_search import StructureProblem, edge_log_odds, find_structure
+from pyro_causal.infer._structure_search import (
+    SMALL,
+    StructureProblem,
+    edge_log_odds,
+    find_structure,
+)
 from pyro_causal.infer.priors import BernoulliGraph
 
 __all__ = ["FoundStructure", "structural_em"]
 
 HELD = 0.2  # of the rows, for scores
 RESOLUTION = 0.05  # of rows, where spreads vary
-FEW = 5  # variables, for which there are two runs
 
 
 class FoundStructure(NamedTuple):
@@ -120,9 +124,9 @@ def structural_em(
     - ``max_parents``: of a node.
     - ``rounds``, ``steps``: at most so many moves to a better graph, and steps in each, by default
       15, or 8 where spreads vary.
-    - ``starts``, ``runs``: so many mixtures of Gaussians are fitted, and from so many of the most
-      likely, regimes under each graph are; the best by score are taken. By default there are 2
-      runs with few variables (up to 5), which tell less of regimes, else 1, to save time.
+    - ``starts``, ``runs``: so many mixtures of Gaussians are fitted, and so many of the most likely
+      have a first graph each, of which the best by score goes on. By default 3 are, and all of them
+      have unless variables are many (6 or more) and laws linear: then one is enough.
     - ``resolution``: the standard deviation of noise that is added to the rows, where variables
       have variance one. Some variables follow their parents almost without noise, or not at all;
       then a misfit that is small beside any other noise decides between graphs. All results are
@@ -191,9 +195,11 @@ def structural_em(
     allowed = _allowed(x, labels, truncation)
     names = len(targets) if targets is not None else 0 if labels is None else int(labels.max()) + 1
     named = torch.arange(allowed.shape[1], device=x.device) < names
+    if (allowed.sum(1) == 1).all():
+        starts = 1  # as nothing is to be found
     first = [Components(q, allowed, named) for q in fit_gaussians(x, allowed, starts=starts)]
     if runs is None:
-        runs = 2 if x.shape[1] <= FEW else 1
+        runs = starts if units or x.shape[1] <= SMALL else 1
     graph, fit, scores = find_structure(problem, first[:runs], rounds=rounds)
     odds = edge_log_odds(problem, graph, scores).to(dtype)
     q = fit.components.q.to(dtype)
