@@ -21,6 +21,7 @@ from pyro_causal.mechanisms import (
     sample_adjacency,
 )
 from pyro_causal.mechanisms._sigmoidal import SigmoidalTransform
+from pyro_causal.mechanisms.sem import floored_scale
 from pyro_causal.noise import abduct, predict
 
 NODES, REGIMES, ROWS = 4, 3, 6
@@ -553,3 +554,14 @@ def test_networks_need_a_hidden_layer() -> None:
     for family in (NonlinearSEM, FlowSEM):
         with pytest.raises(ValueError, match="expected one hidden layer or more.*take LinearSEM"):
             family(3, hidden=())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_large_scale_has_a_gradient(dtype):
+    log_scale = torch.tensor([-60.0, 0.0, 45.0, 80.0], dtype=dtype, requires_grad=True)
+    scale = floored_scale(log_scale, 0.1)
+    expected = torch.tensor([0.1, 1.01**0.5, math.exp(45), math.exp(80)], dtype=dtype)
+    torch.testing.assert_close(scale, expected, rtol=1e-4, atol=0.0)
+    scale.sum().backward()
+    slope = torch.tensor([0.0, 1 / 1.01**0.5, math.exp(45), math.exp(80)], dtype=dtype)
+    torch.testing.assert_close(log_scale.grad, slope, rtol=1e-4, atol=1e-9)

@@ -293,5 +293,8 @@ class LinearSEM(StructuralEquations):
 
 
 def floored_scale(log_scale: Tensor, floor: float) -> Tensor:
-    """A standard deviation whose variance has a floor, without a kink."""
-    return ((2 * log_scale).exp() + floor**2).sqrt()
+    """A standard deviation whose variance has a floor, without a kink.
+
+    Squares are not taken here: theirs overflow first, and the gradient is no number then.
+    """
+    return torch.hypot(log_scale.exp(), log_scale.new_tensor(floor))
