@@ -557,11 +557,26 @@ def test_networks_need_a_hidden_layer() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_large_scale_has_a_gradient(dtype):
-    log_scale = torch.tensor([-60.0, 0.0, 45.0, 80.0], dtype=dtype, requires_grad=True)
+def test_scales_have_a_floor_and_a_ceiling(dtype):
+    log_scale = torch.tensor([-60.0, 0.0, 30.0, 1e3], dtype=dtype, requires_grad=True)
     scale = floored_scale(log_scale, 0.1)
-    expected = torch.tensor([0.1, 1.01**0.5, math.exp(45), math.exp(80)], dtype=dtype)
+    expected = torch.tensor([0.1, 1.01**0.5, math.exp(30), math.exp(40)], dtype=dtype)
     torch.testing.assert_close(scale, expected, rtol=1e-4, atol=0.0)
     scale.sum().backward()
-    slope = torch.tensor([0.0, 1 / 1.01**0.5, math.exp(45), math.exp(80)], dtype=dtype)
+    slope = torch.tensor([0.0, 1 / 1.01**0.5, math.exp(30), 0.0], dtype=dtype)
     torch.testing.assert_close(log_scale.grad, slope, rtol=1e-4, atol=1e-9)
+
+
+@every_case
+@pytest.mark.parametrize("start", [44.0, 90.0])
+def test_gradients_are_finite_however_large_a_scale(name, start):
+    sem = CASES[name](NODES)
+    with torch.no_grad():
+        if isinstance(sem, LinearSEM):
+            sem.context[..., -1, :] = start
+        else:
+            sem.networks.biases[-1][:, 1] = start
+    sem.log_prob(torch.randn(ROWS, NODES), torch.full((NODES, NODES), 0.5)).sum().backward()
+    gradients = [p.grad for p in sem.parameters() if p.grad is not None]
+    assert any(g.any() for g in gradients)
+    assert all(g.isfinite().all() for g in gradients)

@@ -25,6 +25,7 @@ __all__ = ["LinearSEM", "StructuralEquations", "floored_scale", "sample_adjacenc
 
 Index = slice | list[int]
 ALL = slice(None)
+CEILING = 40.0  # of a log-scale, far beyond any data; numbers of single precision end at 88
 NUMBERS = 160_000  # at a time: what a processor's cache, and its allocator, can reuse
 
 
@@ -295,6 +296,7 @@ class LinearSEM(StructuralEquations):
 def floored_scale(log_scale: Tensor, floor: float) -> Tensor:
     """A standard deviation whose variance has a floor, without a kink.
 
-    Squares are not taken here: theirs overflow first, and the gradient is no number then.
+    Nothing holds a network back at rows that certainly do not follow its law. There log-scales
+    grow, and once their exponential overflows, gradients are no numbers; so they have a ceiling.
     """
-    return torch.hypot(log_scale.exp(), log_scale.new_tensor(floor))
+    return torch.hypot(log_scale.clamp(max=CEILING).exp(), log_scale.new_tensor(floor))
