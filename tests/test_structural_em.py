@@ -303,6 +303,20 @@ def test_a_node_may_be_a_target_everywhere():
     assert found.responsibilities.isfinite().all()
 
 
+def searches(monkeypatch):
+    """What structural EM asks of the search, which here finds no edges: problem and starts."""
+    asked = []
+
+    def search(problem, starts, *, rounds):
+        asked.append((problem, starts))
+        graph = torch.zeros(2 * problem.x.shape[1:])
+        none = torch.zeros(starts[0].q.shape[1], len(graph)).bool()
+        return graph, Fit(starts[0], none, none, 0.0), problem.scores(starts[0])
+
+    monkeypatch.setattr("pyro_causal.infer.structural_em.find_structure", search)
+    return asked
+
+
 @pytest.mark.parametrize(
     ("options", "noise"),
     [({}, 0.0), ({"varying": True}, 0.05), ({"varying": True, "resolution": 0.0}, 0.0)]
@@ -310,18 +324,22 @@ def test_a_node_may_be_a_target_everywhere():
 )
 def test_rows_are_blurred_to_the_resolution(monkeypatch, options, noise):
     torch.manual_seed(0)
-    x, seen = 3 + 2 * torch.randn(4000, 2), []
-
-    def search(problem, starts, *, rounds):
-        seen.append(problem.x)
-        none = torch.zeros(2, 2).bool()
-        graph, fit = torch.zeros(2, 2), Fit(starts[0], none, none, 0.0)
-        return graph, fit, problem.scores(starts[0])
-
-    monkeypatch.setattr("pyro_causal.infer.structural_em.find_structure", search)
+    x, asked = 3 + 2 * torch.randn(4000, 2), searches(monkeypatch)
     structural_em(x, truncation=2, **options)
-    added = seen[0] - (x.double() - x.double().mean(0)) / x.double().std(0)
+    added = asked[0][0].x - (x.double() - x.double().mean(0)) / x.double().std(0)
     torch.testing.assert_close(added.std(0), torch.full_like(added[0], noise), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "runs"),
+    [(5, {}, 3), (6, {}, 1), (6, {"units": 5}, 3), (6, {"runs": 2}, 2), (5, {"starts": 2}, 2)]
+    + [(5, {"labels": torch.arange(200) % 2}, 1)],
+)
+def test_how_many_mixtures_are_searched_from(monkeypatch, nodes, options, runs):
+    torch.manual_seed(0)
+    asked = searches(monkeypatch)
+    structural_em(torch.randn(200, nodes), truncation=2, **options)
+    assert [len(starts) for _, starts in asked] == [runs]
 
 
 @pytest.mark.gpu
