@@ -5,10 +5,11 @@ seconds of the processor on one thread, which hardly change when other work shar
 Rounds go through all variants in turn, and medians are compared: families and interventions to
 linear mechanisms under stochastic ones, sizes to the smallest of their family.
 
-    python benchmarks/gradient_step.py [--nodes 10 20 50] [--components 16 5 20 50]
+    python benchmarks/gradient_step.py [--nodes 10 20 50] [--components 16 5 11 20 50]
         [--rows 8000] [--rounds 5] [--out bench.json]
 
 The first number of nodes and the first of components are those of families, and of the other curve.
+The paper has 10 nodes and 11 components.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ def families(rows: int, nodes: int, components: int) -> dict[str, Callable[[], N
 def curve(
     rows: int, nodes: Sequence[int], components: Sequence[int], density: Density
 ) -> dict[str, Callable[[], None]]:
-    """Steps of one family at several sizes, from the smallest."""
+    """Steps of one family under imperfect interventions at several sizes, from the smallest."""
     sizes = {(d, components[0]) for d in nodes} | {(nodes[0], k) for k in components}
     return {
-        f"{density}, {d} nodes, {k} components": step(rows, d, k, density, "stochastic")
+        f"{density}, imperfect, {d} nodes, {k} components": step(rows, d, k, density, "imperfect")
         for d, k in sorted(sizes)
     }
 
@@ -86,7 +87,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--nodes", type=int, nargs="+", default=[10, 20, 50])
-    parser.add_argument("--components", type=int, nargs="+", default=[16, 5, 20, 50])
+    parser.add_argument("--components", type=int, nargs="+", default=[16, 5, 11, 20, 50])
     parser.add_argument("--rows", type=int, default=8000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="file for the results as JSON")
