@@ -20,9 +20,9 @@ def test_a_step_is_the_gradient_at_the_size_it_names(bench, monkeypatch):
         "LatentInterventions",
         lambda **options: made.append(LatentInterventions(**options)) or made[-1],
     )
-    bench.curve(9, [3, 4], [5, 2], "linear")["linear, 4 nodes, 5 components"]()
+    bench.curve(9, [3, 4], [5, 2], "linear")["linear, imperfect, 4 nodes, 5 components"]()
     sizes = [(len(m.names), m.truncation, m.density, m.intervention) for m in made]
-    assert sizes == [(d, k, "linear", "stochastic") for d, k in ((3, 2), (3, 5), (4, 5))]
+    assert sizes == [(d, k, "linear", "imperfect") for d, k in ((3, 2), (3, 5), (4, 5))]
     stepped = [all(p.grad is not None for p in m.guide.parameters()) for m in made]
     assert stepped == [False, False, True]
     assert all(torch.isfinite(p.grad).all() for p in made[-1].guide.parameters())
@@ -36,13 +36,13 @@ def test_every_number_is_there(bench, tmp_path, capsys):
         for density in ("linear", "nonlinear", "flow")
         for intervention in ("stochastic", "imperfect")
     } | {
-        f"{density}, {nodes} nodes, {components} components"
+        f"{density}, imperfect, {nodes} nodes, {components} components"
         for density in ("linear", "flow")
         for nodes, components in ((2, 2), (3, 2), (2, 4))
     }
     assert all(set(table) == names for table in results.values())
     assert all(value > 0 for table in results.values() for value in table.values())
     assert results["ratios"]["linear, stochastic"] == 1.0
-    assert results["ratios"]["flow, 2 nodes, 2 components"] == 1.0
+    assert results["ratios"]["flow, imperfect, 2 nodes, 2 components"] == 1.0
     assert "ratios" in capsys.readouterr().out
     assert json.loads((tmp_path / "bench.json").read_text()) == results
