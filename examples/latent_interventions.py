@@ -15,9 +15,11 @@ observational), and ``targets [K + 1, d]`` of zeros and ones (row 0 all 0). With
 variables are simulated, or ``--nodes``, with ``--regimes`` of ``--targets-per-regime`` each.
 
 What is found is written to ``graph.npz``: ``edge_probability [d, d]``, ``adjacency [d, d]``, (i, j)
-for an edge i -> j, ``regime [n]`` and ``targets [K + 1, d]``. Regimes of labels keep their numbers;
-others start with the one that has the fewest targets, which is number 0 if it has none. Rows that a
-variant does not look at have regime -1. The trained model is in ``latent_interventions.pt``.
+for an edge i -> j, ``regime [n]`` and ``targets [K + 1, d]``. Probabilities of edges are given the
+regimes and all other edges, so they do not tell of graphs that differ in several. Regimes of labels
+keep their numbers; others start with the one that has the fewest targets, which is number 0 if it
+has none. Rows that a variant does not look at have regime -1. The trained model is in
+``latent_interventions.pt``.
 
 ``--experiment`` repeats this ``--reps`` times in each cell that ``--density``, ``--intervention``
 and ``--edges-per-node`` leave: ``table1``, ten variables with one or four edges a variable;
@@ -49,6 +51,7 @@ The smoke preset takes seconds, half a minute with a flow.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 import zlib
@@ -89,12 +92,13 @@ class Preset(NamedTuple):
     rows: int
     laws: int  # epochs, under the graph of the search; of few rows as many steps as of 10,000
     structure: int  # epochs in which graph and targets move, at most: until the graph is stable
+    end: int  # epochs under the graph found
 
 
 PRESETS = {
-    "smoke": Preset(nodes=4, rows=1500, laws=10, structure=5),
-    "cpu": Preset(nodes=10, rows=10_000, laws=20, structure=20),
-    "paper": Preset(nodes=10, rows=10_000, laws=100, structure=200),
+    "smoke": Preset(nodes=4, rows=1500, laws=10, structure=5, end=2),
+    "cpu": Preset(nodes=10, rows=10_000, laws=20, structure=20, end=5),
+    "paper": Preset(nodes=10, rows=10_000, laws=100, structure=200, end=20),
 }
 LABELLED = 0.1  # of the rows, by semi
 TRUNCATION, BATCH, BATCHES, RATE, STEPS = 16, 1000, 10, 0.01, 50
@@ -234,11 +238,22 @@ def observe(rows: Rows, args: argparse.Namespace) -> Seen:
         return Seen(x, None, None, kept, TRUNCATION)
     if args.variant == "observational":
         kept = z == 0  # one regime, known to have no targets; weights need a second
+        if not kept.any():
+            raise ValueError(
+                f"--variant observational: expected rows of regime 0, got the regimes "
+                f"{z.unique().tolist()}. Give observational rows the label 0, or choose another "
+                "variant."
+            )
         return Seen(x[kept], z[kept], torch.zeros(2, x.shape[1]), kept, 2)
     if args.variant == "known" and targets is not None:
         if len(targets) == 1:
             targets = torch.cat([targets, torch.zeros_like(targets)])
         return Seen(x, z, targets, kept, len(targets))
+    if args.labelled is not None and (z < 0).any():
+        raise ValueError(
+            f"--labelled: expected regimes of all rows, of which to hide some, got {(z < 0).sum()} "
+            "unknown ones. Leave it out: those that are known are used."
+        )
     if args.variant == "semi" and (z >= 0).all():
         labelled = LABELLED if args.labelled is None else args.labelled
         z = z.where(torch.randperm(len(z)) < round(labelled * len(z)), -1)
@@ -252,7 +267,7 @@ def observe(rows: Rows, args: argparse.Namespace) -> Seen:
 def discover(
     seen: Seen, cell: Cell, args: argparse.Namespace, *, out: Path | None, progress: bool | None
 ) -> LatentInterventions:
-    """Search, train the laws in the graph found, then all; go on from checkpoints in `out`."""
+    """Search, train laws under the graph found, then all, then laws; go on from checkpoints."""
     preset, x = PRESETS[args.preset], seen.x.to(args.device)
     method = LatentInterventions(
         nodes=x.shape[1],
@@ -265,11 +280,13 @@ def discover(
     labels = {} if seen.z is None else {"z": seen.z.to(args.device)}
     start, batch = method.initialise(x, **labels), min(BATCH, len(x))
     passes = max(1, BATCHES * batch // len(x))
-    for learn, rows, loss, epochs in (
-        (False, {"x": x, "z": start}, method.loss(constraint=None), preset.laws),
-        (True, {"x": x, **labels}, method.loss(steps=STEPS), preset.structure),
+    known = {"x": x, **labels}
+    for name, rows, loss, epochs in (
+        ("laws", {"x": x, "z": start}, method.loss(constraint=None), preset.laws),
+        ("structure", known, method.loss(steps=STEPS), preset.structure),
+        ("end", known, method.loss(constraint=None), preset.end),
     ):
-        method.learn_structure_(learn)
+        method.learn_structure_(name == "structure")
         fit(
             method.model,
             method.guide,
@@ -278,7 +295,7 @@ def discover(
             epochs=passes * epochs,
             batch_size=batch,
             optim=partial(torch.optim.Adam, lr=RATE),
-            checkpoint=out and out / ("structure.ckpt" if learn else "laws.ckpt"),
+            checkpoint=out and out / f"{name}.ckpt",
             resume=out is not None,
             progress=progress,
         )
@@ -352,9 +369,9 @@ def score_regimes(regime: Tensor, targets: Tensor, rows: Rows, seen: Seen) -> di
     return scores
 
 
-def run_once(args: argparse.Namespace, rows: Rows, cell: Cell) -> dict[str, Table]:
+def run_once(args: argparse.Namespace, rows: Rows, seen: Seen, cell: Cell) -> dict[str, Table]:
     """One data set: what was found, in files, pictures and numbers."""
-    begin, seen = time.process_time(), observe(rows, args)
+    begin = time.process_time()
     method = discover(seen, cell, args, out=args.out, progress=None)
     seconds, found = time.process_time() - begin, findings(method, seen)
     likelihood = method.log_likelihood(seen.x.to(args.device)).mean().item()
@@ -545,6 +562,8 @@ def claim(args: argparse.Namespace) -> None:
     """Note in the folder what it holds, so that nothing else is taken for it later."""
     run = {n: v for n, v in vars(args).items() if n not in ("out", "device", "reps")}
     run["data"] = args.data and str(args.data.resolve())
+    if args.data is not None and args.data.is_file():
+        run["content"] = hashlib.sha256(args.data.read_bytes()).hexdigest()
     note = args.out / "run.json"
     if note.exists() and (found := json.loads(note.read_text())) != run:
         raise ValueError(
@@ -580,9 +599,12 @@ def main(args: argparse.Namespace) -> dict[str, Table]:
         else:
             cell = cell._replace(edges=1.0 if edges is None else edges)
             rows = simulate(cell, args)
+        seen = observe(rows, args)
         claim(args)
         path = args.out / "metrics.json"
-        results = json.loads(path.read_text()) if path.exists() else run_once(args, rows, cell)
+        results = (
+            json.loads(path.read_text()) if path.exists() else run_once(args, rows, seen, cell)
+        )
         write(path, results)
     for title, table in results.items():
         if title != "repetitions":

@@ -460,7 +460,7 @@ def findings(out):
 def quick(monkeypatch):
     """Few rows of three variables, few steps."""
     script = load("latent_interventions")
-    preset = script.Preset(nodes=3, rows=400, laws=2, structure=1)
+    preset = script.Preset(nodes=3, rows=400, laws=2, structure=1, end=1)
     monkeypatch.setitem(script.PRESETS, "smoke", preset)
 
 
@@ -585,6 +585,7 @@ def test_a_given_share_of_labels_is_seen():
     assert (seen.z >= 0).sum() == 50 and seen.components == script.TRUNCATION
     assert ((seen.z == -1) | (seen.z == rows["z"])).all()
     rows["z"] = rows["z"].where(torch.arange(200) < 150, -1)
+    args = script.parse(["--variant", "semi"])
     assert torch.equal(script.observe(rows, args).z, rows["z"])  # some are hidden already
 
 
@@ -618,6 +619,34 @@ def test_a_variant_without_what_it_needs(variant, arrays, words, table, tmp_path
     with pytest.raises(ValueError, match=words):
         latent(tmp_path / "out", "--data", str(tmp_path / "file.npz"), "--variant", variant)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "z, flags, words",
+    [
+        (
+            [1, 2],
+            "--variant observational",
+            r"rows of regime 0, got the regimes \[1, 2\]. Give obs",
+        ),
+        ([0, -1], "--variant semi --labelled 0.5", "regimes of all rows, .* got 200 unknown ones"),
+    ],
+)
+def test_labels_that_do_not_suit_the_variant(z, flags, words, table, tmp_path):
+    np.savez(tmp_path / "file.npz", x=table["x"], z=np.tile(z, 200))
+    with pytest.raises(ValueError, match=words):
+        latent(tmp_path / "out", "--data", str(tmp_path / "file.npz"), *flags.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_has_changed_is_another_run(table, tmp_path):
+    flags = tmp_path / "out", "--data", str(tmp_path / "file.npz")
+    np.savez(tmp_path / "file.npz", x=table["x"])
+    done = latent(*flags)
+    assert latent(*flags) == done
+    np.savez(tmp_path / "file.npz", x=table["x"][:, :2])
+    with pytest.raises(ValueError, match="holds another run"):
+        latent(*flags)
 
 
 def test_bad_rows_are_refused_before_any_work(table, tmp_path):

@@ -236,6 +236,22 @@ def test_particles_beside_a_closed_form() -> None:
         assert loss.loss(model, guide, X) == pytest.approx(one + extra)
 
 
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_a_draw_in_place_of_a_closed_form_is_one_for_each_particle(vectorised: bool) -> None:
+    draws: list[Tensor] = []
+
+    def drawn(factor: Callable[[str], Any], x: Tensor, *_: Any) -> Tensor:
+        draws.append(dist.Normal(factor("loc").rsample(), NOISE).log_prob(x[:, None]))
+        return draws[-1]
+
+    guide = guide_of(unknown, expected=drawn)
+    loss = DPMixtureELBO(num_particles=3, vectorize_particles=vectorised, max_plate_nesting=1)
+    r = loss.responsibilities(unknown, guide, X)
+    assert len(draws) == 3
+    logits = guide.sticks.expected_log_weights + sum(draws) / 3
+    torch.testing.assert_close(r, logits.softmax(1).detach())
+
+
 def test_one_particle_is_the_bound_whose_assignments_know_the_others() -> None:
     guide = guide_of(unknown)
     log_w = guide.sticks.expected_log_weights

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from pyro.infer import SVI, Predictive
 from torch import Tensor, nn
 
 from pyro_causal import CounterfactualPredictive, causal_graph, do, fit, query
+from pyro_causal.datasets import draw_interventional_scm, sample_interventional_table
 from pyro_causal.infer.priors import graph_prior
+from pyro_causal.infer.structural_em import structural_em
 from pyro_causal.mechanisms import Recorded
 from pyro_causal.methods import DeepSCM, LatentInterventions
 from pyro_causal.metrics import adjusted_rand_index
@@ -188,6 +191,30 @@ def test_responsibilities(kind: str) -> None:
     torch.testing.assert_close(labelled[~known], r[~known], atol=1e-5, rtol=0)
     assert method.responsibilities(rows(5)).shape == (5, K)
     assert method.responsibilities(rows(100)).shape == (100, K)  # more than were seen
+
+
+@every_kind
+def test_responsibilities_are_those_of_what_was_found(kind: str) -> None:
+    """However uncertain the guide, nothing is drawn."""
+    method = make(kind)
+    with torch.no_grad():
+        method.guide.factors["graph"].logits.copy_(EDGES - 0.5)
+        method.guide.factors["contexts"].log_scale.fill_(0.0)
+    x = rows()
+    r = method.responsibilities(x)
+    equations, cut = method.program().equations, torch.ones_like(TARGETS, dtype=torch.bool)
+    if kind == "imperfect":
+        cut = method.guide.factor("cut").mean >= 0.5
+    kept, none = (equations.log_prob(x, g).detach() for g in (method.adjacency, 0 * EDGES))
+    terms = [
+        kept[0].where(~method.targets[k], none[k + 1].where(cut[k], kept[k + 1])).sum(1)
+        for k in range(K)
+    ]
+    logits = method.guide.sticks.expected_log_weights + torch.stack(terms, 1)
+    torch.testing.assert_close(r, logits.softmax(1).detach())
+    assert torch.equal(method.responsibilities(x), r)
+    with pytest.raises(ValueError, match="expected labels below 4, the number of components, got"):
+        method.responsibilities(x, LABELS + 1)
 
 
 def test_prices_are_nats_for_each_row() -> None:
@@ -411,6 +438,15 @@ def test_training_lowers_the_loss(density: str) -> None:
     assert after < before - 0.1
 
 
+def test_temperature() -> None:
+    method, x = make().eval(), rows()
+    hot, plain = (method.loss(constraint=None, temperature=t) for t in (4.0, 1.0))
+    at = [loss.differentiable_loss(method.model, method.guide, x).item() for loss in (hot, plain)]
+    logits = method.guide.sticks.expected_log_weights, method._expected(method.guide.factor, x)
+    rise = (logits[0] + logits[1] / 4).logsumexp(1) - (logits[0] + logits[1]).logsumexp(1)
+    assert at[0] == pytest.approx(at[1] - rise.mean().item(), rel=1e-3)
+
+
 @pytest.mark.parametrize("optim", ["pyro", "torch"])
 def test_structure_can_be_held_fast(optim: str) -> None:
     """To the bit, before and after it was trained, and without a warning."""
@@ -438,6 +474,28 @@ def test_structure_can_be_held_fast(optim: str) -> None:
         before = state(method)
         step(), step()
         assert moved(before, state(method)) == mechanisms | (structure if learn else set())
+
+
+@every_kind
+def test_mechanisms_are_trained_under_the_structure_that_is_held_fast(kind: str) -> None:
+    method, x = make(kind), rows()
+    with torch.no_grad():
+        method.guide.factors["graph"].logits.copy_(EDGES - 0.5)
+        method.guide.factors["targets"].logits.copy_(TARGETS - 0.5)
+
+    def density() -> Tensor:
+        return method._expected(method.guide.factor, x).detach()
+
+    drawn = torch.stack([density() for _ in range(30)])
+    assert (drawn - drawn[0]).abs().amax() > 0.1
+    method.learn_structure_(False)
+    held = density()
+    with torch.no_grad():
+        method.guide.factors["graph"].logits.copy_(80.0 * EDGES - 40)
+        method.guide.factors["targets"].logits.copy_(80.0 * TARGETS - 40)
+    torch.testing.assert_close(density(), held)
+    method.learn_structure_(True)
+    torch.testing.assert_close(density(), held)
 
 
 def test_structure_that_is_held_fast_needs_no_targets() -> None:
@@ -551,14 +609,87 @@ def test_training_decides_edges_that_the_search_leaves_open() -> None:
 
 
 def test_an_edge_whose_direction_nothing_tells_is_as_likely_as_not() -> None:
+    """And it is still there after training, with the noise that least squares leave."""
     cause = torch.randn(1500)
-    x = torch.stack([cause, 0.8 * cause + torch.randn(1500)], 1)
+    x = torch.stack([cause, 0.8 * cause + 0.3 * torch.randn(1500)], 1)
+    z = torch.zeros(1500, dtype=torch.long)
     method = LatentInterventions(nodes=2, truncation=2)
-    method.initialise(x, torch.zeros(1500, dtype=torch.long))
-    assert method.adjacency.sum() == 1
+    rows = {"x": x, "z": method.initialise(x, z)}
+    found = method.adjacency
+    assert found.sum() == 1
+    train = partial(fit, method.model, method.guide, data=rows, batch_size=500)
     probability = method.edge_probability
     off = sorted([probability[0, 1].item(), probability[1, 0].item()])
     assert 0.4 < off[0] < 0.476 and 0.524 < off[1] < 0.6  # and the one found is the likelier
+    for learn, loss, epochs in (
+        (False, method.loss(constraint=None), 100),
+        (True, method.loss(steps=50), 60),
+        (False, method.loss(constraint=None), 30),
+    ):
+        method.learn_structure_(learn)
+        train(loss=loss, epochs=epochs, lr=0.01)
+    assert torch.equal(method.adjacency, found)
+    assert torch.equal(method.edge_probability, probability)
+    parent, child = found.nonzero()[0].tolist()
+    law = method.program().equations.conditional(child, {parent: x[:, parent]})
+    line = torch.linalg.lstsq(torch.stack([x[:, parent], torch.ones(1500)], 1), x[:, [child]])
+    noise = x[:, child] - torch.stack([x[:, parent], torch.ones(1500)], 1) @ line.solution[:, 0]
+    assert law.scale.mean().item() == pytest.approx(noise.std().item(), rel=0.05)
+
+
+def test_the_guide_tells_of_pairs_that_training_has_changed() -> None:
+    x, _ = chain("stochastic", 1600)
+    method = LatentInterventions(nodes=D, truncation=3)
+    method.initialise(x)
+    before = method.edge_probability
+    with torch.no_grad():
+        method._factors["graph"].logits[0, 1] = -1.5
+    after = method.edge_probability
+    changed = torch.zeros(D, D, dtype=torch.bool)
+    changed[0, 1] = changed[1, 0] = True
+    assert torch.equal(after[~changed], before[~changed])
+    probs = method.guide.factor("graph").probs
+    assert torch.equal(after[changed], probs[changed])
+    assert after[0, 1].item() == pytest.approx(1 / (1 + math.exp(1.5)))
+
+
+def test_graphs_that_were_found_are_seldom_drawn_wrong() -> None:
+    scm = draw_interventional_scm(12, regimes=3)
+    x = sample_interventional_table(scm, 600)["x"]
+    method = LatentInterventions(nodes=12, truncation=4)
+    method.initialise(x, starts=1, rounds=0)
+    probs = method.guide.factor("graph").probs.detach()
+    wrong = (probs - method.adjacency).abs()
+    assert wrong.sum() <= 0.201
+    assert wrong.amax() > 0  # training may still change it
+
+
+@pytest.mark.parametrize(
+    ("density", "kind", "expected"),
+    [
+        ("linear", "stochastic", {"units": 0, "imperfect": False, "varying": False}),
+        ("nonlinear", "imperfect", {"units": 100, "imperfect": True, "varying": False}),
+        ("flow", "stochastic", {"units": 100, "imperfect": False, "varying": True}),
+    ],
+)
+def test_what_is_searched_for(
+    density: str, kind: str, expected: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Options] = []
+    name = "pyro_causal.methods.latent_interventions.structural_em"
+
+    def search(x: Tensor, **options: Any) -> Any:
+        asked.append(options)
+        return structural_em(x, **options | {"units": 0, "varying": False, "rounds": 0})
+
+    monkeypatch.setattr(name, search)
+    x, _ = chain("stochastic", 400)
+    method = LatentInterventions(
+        nodes=D, density=density, intervention=kind, truncation=3, edge=0.02, target=0.03
+    )
+    method.initialise(x, starts=2)
+    others = {"truncation": 3, "edge": 0.02, "target": 0.03, "starts": 2}
+    assert {n: asked[0][n] for n in (*expected, *others)} == {**expected, **others}
 
 
 @pytest.mark.parametrize("cause", [0, 1])
@@ -842,6 +973,9 @@ def test_wrong_arguments(options: Options, message: str) -> None:
         (lambda x: {"x": x, "z": LABELS - 1}, "labels from -1, unknown, got -2. Count components"),
         (lambda x: {"x": x, "z": LABELS[1:]}, r"labels \[60\] of integers, got torch.int64"),
         (lambda x: {"x": x, "z": torch.ones(N, K) / K}, r"labels \[60\] of integers, got"),
+        (lambda x: {"x": x.float()}, r"float64, as the method is, got float32. Convert"),
+        (lambda x: {"x": x, "units": 9}, "no units in initialise, since density of the method dec"),
+        (lambda x: {"x": x, "prior": 1}, "no prior in initialise, .* Give edges to the con"),
     ],
 )  # fmt: skip
 def test_wrong_data(change: Callable[[Tensor], Options], message: str) -> None:
@@ -858,6 +992,8 @@ def test_wrong_data_in_training() -> None:
         bound(method, x[:, :2])
     with pytest.raises(ValueError, match="the labels: expected whole numbers from -1 .* to 3, or"):
         bound(method, x, LABELS + 1)
+    with pytest.raises(ValueError, match="expected rows of float64, as the method is, got float32"):
+        bound(method, x.float())
     with pytest.raises(ValueError, match="NaN, infinity or one value only"):
         method.set_normalisation(x * math.nan)
     with pytest.raises(ValueError, match="data have the shape .*Drop such rows, or coordinates"):

@@ -179,14 +179,10 @@ class DPMixtureELBO(ELBO, nn.Module):
             branched, fixed = particle.terms()
             likelihood = sum(branched, likelihood)
             others = sum((term.sum() for term in fixed), others)
-        if particles[0].closed:
-            closed = particles[0].expected(*args, **kwargs)
+        if particles[0].closed:  # or at a draw of the guide's, hence once for each particle
+            closed = [particles[0].expected(*args, **kwargs) for _ in range(self.num_particles)]
             vectorised = self.vectorize_particles and self.num_particles > 1
-            likelihood = likelihood + (
-                closed.repeat_interleave(self.num_particles, 1)
-                if vectorised
-                else self.num_particles * closed
-            )
+            likelihood = likelihood + (torch.cat(closed, 1) if vectorised else sum(closed))
         return _Bound(
             particles[0],
             likelihood / self.num_particles,

@@ -54,9 +54,10 @@ class DPMixtureGuide(PyroModule):
       logits ``[*rows, K]``. It learns the exact responsibilities and takes no part in the bound.
       With it the guide draws assignments too.
     - ``rest``: a guide of some of the sites, called with the model's arguments.
-    - ``expected``: :math:`E_q \log p(x_n \mid z_n = k, \theta)` in closed form, a function
-      ``(factor, *args, **kwargs)`` to ``[*rows, K]``, where ``factor(name)`` is the factor of
-      a site. It takes the place of all that the model observes in the rows.
+    - ``expected``: :math:`E_q \log p(x_n \mid z_n = k, \theta)` in closed form, or an estimate of
+      it from a draw of some factors, with a gradient; a function ``(factor, *args, **kwargs)`` to
+      ``[*rows, K]``, where ``factor(name)`` is the factor of a site. It takes the place of all that
+      the model observes in the rows, and is called once for each particle.
     - ``memory``: over how many passes of the data the counts are averaged.
     - ``init_loc_fn``, ``init_scale``: where factors start, as in Pyro's ``AutoNormal``. Components
       that start alike stay alike.
@@ -161,8 +162,9 @@ class DPMixtureGuide(PyroModule):
     def responsibilities(self, *args: Any, **kwargs: Any) -> Tensor:
         """The probability of each component for each row, new rows included, ``[*rows, K]``.
 
-        They are exact but for a mean over ten draws of the factors, unless ``expected`` is given;
-        :meth:`~pyro_causal.infer.elbo.DPMixtureELBO.responsibilities` takes any number.
+        They are exact but for a mean over ten draws of the factors, or none where ``expected`` is
+        in closed form; :meth:`~pyro_causal.infer.elbo.DPMixtureELBO.responsibilities` takes any
+        number of draws.
         """
         self._require_ready()
         loss = DPMixtureELBO(

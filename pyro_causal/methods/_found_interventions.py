@@ -16,6 +16,7 @@ from pyro_causal.infer.guides import DPMixtureGuide
 from pyro_causal.mechanisms import StructuralModel
 from pyro_causal.mechanisms.sem import StructuralEquations
 from pyro_causal.mechanisms.sem_mixture import IntervenedRows
+from pyro_causal.methods._interventions_input import require_labels
 
 __all__ = ["FoundInterventions"]
 
@@ -29,20 +30,26 @@ class FoundInterventions(Saved, PyroModule):
     intervention: str
     known_targets: Tensor | None
     prior_logits: Tensor
+    edge_log_odds: Tensor
 
     @property
     def edge_probability(self) -> Tensor:
-        """The probability of each edge i -> j in the guide, ``[d, d]``.
+        """The probability of each edge i -> j, ``[d, d]``.
 
-        After a search and training it is that of an edge given regimes and other edges.
+        Of a pair of variables that training left as a search has found it, the search tells: it is
+        the posterior probability given the regimes and all other edges. So where a direction is
+        open, it is near 1/2 both ways, but where turning one edge would take turning another along,
+        it is near 1 although both graphs may fit alike. Of other pairs, and without a search, it is
+        that of the guide.
         """
-        probs: Tensor = self.guide.factor("graph").probs.detach()
-        return probs
+        probs, odds = self.guide.factor("graph").probs.detach(), self.edge_log_odds
+        same = ((probs > 0.5) == (odds > 0)) & (odds != 0) & (probs > 0) & (probs < 1)
+        return torch.where(same & same.mT, odds.sigmoid(), probs)
 
     @property
     def adjacency(self) -> Tensor:
         """The most probable acyclic graph, ``[d, d]`` zeros and ones."""
-        return threshold_to_dag(self.edge_probability).long()
+        return threshold_to_dag(self.guide.factor("graph").probs).long()
 
     @property
     def targets(self) -> Tensor:
@@ -58,9 +65,23 @@ class FoundInterventions(Saved, PyroModule):
         edges = [(self.names[i], self.names[j]) for i, j in self.adjacency.nonzero().tolist()]
         return ADMG(directed=edges, nodes=self.names)
 
+    @torch.no_grad()
     def responsibilities(self, x: Tensor, z: Tensor | None = None) -> Tensor:
-        """The probability of each component for each row, ``[N, K]``."""
-        return self.guide.responsibilities(x, z)
+        """The probability of each component for each row, ``[N, K]``.
+
+        Graph, targets and mechanisms are those found, so that nothing is drawn. Labels are taken
+        for certain.
+
+        **Shapes**: ``x [N, d]``; ``z [N]`` integers with -1 for unknown ones.
+
+        **Raises**: ``ValueError`` for labels out of range.
+        """
+        require_labels(z, self.truncation)
+        logits = self.guide.sticks.expected_log_weights + self._found(x)
+        if z is not None:
+            others = torch.arange(self.truncation, device=z.device) != z.unsqueeze(1)
+            logits = logits.masked_fill((z >= 0).unsqueeze(1) & others, -torch.inf)
+        return logits.softmax(1)
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor) -> Tensor:
@@ -68,15 +89,7 @@ class FoundInterventions(Saved, PyroModule):
 
         On rows that took no part in the training it tells which of several runs is best.
         """
-        laws = IntervenedRows(
-            self._equations,
-            self.adjacency,
-            context=self.guide.factor("contexts").mean,
-            targets=self.targets.to(x),
-            cut=(self._cut >= 0.5).to(x),
-            z=torch.zeros(len(x), dtype=torch.long, device=x.device),
-        )
-        result: Tensor = (self.guide.weights.log() + laws.by_component(x)).logsumexp(1)
+        result: Tensor = (self.guide.weights.log() + self._found(x)).logsumexp(1)
         return result
 
     def program(self, component: int | None = None) -> StructuralModel:
@@ -102,6 +115,21 @@ class FoundInterventions(Saved, PyroModule):
         graph = graph.masked_fill(targets & (self._cut[component] >= 0.5), 0)
         regime = (targets * (component + 1)).tolist()
         return StructuralModel(equations, graph, names=self.names, regime=regime)
+
+    def _found(self, x: Tensor) -> Tensor:
+        """The log-density of rows in all components under what was found, ``[N, K]``."""
+        return self._by_component(
+            x,
+            self.adjacency,
+            context=self.guide.factor("contexts").mean,
+            targets=self.targets.to(x),
+            cut=(self._cut >= 0.5).to(x),
+        )
+
+    def _by_component(self, x: Tensor, graph: Tensor, **laws: Any) -> Tensor:
+        """The log-density of rows in all components under a graph, ``[N, K]``."""
+        z = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        return IntervenedRows(self._equations, graph, z=z, **laws).by_component(x)
 
     @property
     def _equations(self) -> StructuralEquations:

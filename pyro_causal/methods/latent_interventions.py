@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -13,7 +14,7 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from pyro_causal._pyro import register
-from pyro_causal.infer.acyclicity import is_dag, trace_exponential
+from pyro_causal.infer.acyclicity import trace_exponential
 from pyro_causal.infer.elbo import AugmentedLagrangianELBO, DPMixtureELBO
 from pyro_causal.infer.guides import DPMixtureGuide
 from pyro_causal.infer.priors import BernoulliGraph, StickBreaking
@@ -22,6 +23,15 @@ from pyro_causal.mechanisms import FlowSEM, LinearSEM, NonlinearSEM
 from pyro_causal.mechanisms.sem import StructuralEquations, sample_adjacency
 from pyro_causal.mechanisms.sem_mixture import IntervenedRows
 from pyro_causal.methods._found_interventions import FoundInterventions
+from pyro_causal.methods._interventions_input import (
+    require_labels,
+    require_names,
+    require_numbers,
+    require_one_of,
+    require_options,
+    require_precision,
+    require_shapes,
+)
 
 __all__ = ["LatentInterventions"]
 
@@ -33,8 +43,9 @@ PRICES = {  # of an edge and a target
     "flow": (0.004, 0.01),
 }
 UNITS = 100  # random features of the search, where it is not linear
-SURE = 6.0  # the logit of what a search has found, at most
-LEAST = 0.1  # of an edge that it has found, and less that of one that it has not
+SURE = 6.0  # the logit of what a search has found
+WRONG = 0.2  # edges in a draw of a graph that it has found, at most
+LEAST = 0.1  # the log odds of an edge found at least, and less those of one not found at most
 
 
 class LatentInterventions(FoundInterventions):
@@ -136,18 +147,18 @@ class LatentInterventions(FoundInterventions):
         network: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        _require_one_of("density", density, get_args(Density))
-        _require_one_of("intervention", intervention, get_args(Intervention))
+        require_one_of("density", density, get_args(Density))
+        require_one_of("intervention", intervention, get_args(Intervention))
         self.names = tuple(f"x{j}" for j in range(nodes)) if names is None else tuple(names)
-        _require_names(self.names, nodes)
-        _require_shapes(nodes, targets, edges)
+        require_names(self.names, nodes)
+        require_shapes(nodes, targets, edges)
         self.density, self.intervention = density, intervention
         self.truncation = truncation if targets is None else len(targets)
         prices = PRICES[density]
         self.edge = prices[0] if edge is None else edge
         self.target = prices[1] if target is None else target
         self.concentration = concentration
-        _require_numbers(self.truncation, self.edge, self.target, concentration)
+        require_numbers(self.truncation, self.edge, self.target, concentration)
         regimes = 1 + self.truncation
         self.equations: StructuralEquations
         networks: Any = {"regimes": regimes, "context": context, "hidden": hidden}
@@ -161,6 +172,7 @@ class LatentInterventions(FoundInterventions):
         del self.equations.context  # here it is a latent
         self.equations.register_buffer("context", start.detach())
         self.register_buffer("rows", torch.tensor(0))
+        self.register_buffer("edge_log_odds", start.new_zeros(nodes, nodes))
         self.register_buffer("known_targets", None if targets is None else targets.bool())
         prior = torch.full((nodes, nodes), 0.5) if edges is None else edges
         self.register_buffer("prior_logits", BernoulliGraph(prior.to(start)).logits.detach())
@@ -187,6 +199,7 @@ class LatentInterventions(FoundInterventions):
         register(self, "equations")
         K, d, like = self.truncation, len(self.names), self.prior_logits
         size = next((len(given) for given in (x, z) if given is not None), size)
+        require_precision(x, self.prior_logits.dtype)
         weights = pyro.sample(
             "weights", StickBreaking.gem(like.new_tensor(self.concentration), truncation=K)
         )
@@ -246,20 +259,26 @@ class LatentInterventions(FoundInterventions):
         These serve as labels ``z`` while the mechanisms are trained under the graph found, see
         :meth:`learn_structure_`. Components come in the order of their size, unless labels or
         targets name them. The search takes labels for certain, whatever the :math:`\kappa` of a
-        loss. Edges start with the odds that the search gives them, which are given regimes and
-        other edges, up to 6; targets, and which of them are cut from their parents, nearly certain.
+        loss, and weights to be GEM(1).
 
-        **Arguments**: rows, labels, and options of
-        :func:`~pyro_causal.infer.structural_em.structural_em`.
+        The guide starts nearly certain of what was found, whether or not it was a narrow choice:
+        a direction that data leave open is taken one way, since from both ways at once, training
+        without cycles would end at neither. How open it is, :attr:`edge_probability` tells.
+
+        **Arguments**: rows, labels, and of the options of
+        :func:`~pyro_causal.infer.structural_em.structural_em` those that are no matter of the
+        method: ``rounds``, ``steps``, ``starts``, ``runs``, ``max_parents``, ``resolution``.
 
         **Shapes**: ``x [N, d]``, ``z [N]``; result ``[N, K]``.
         """
+        require_options(search)
         if x.dim() != 2 or x.shape[1] != len(self.names):
             raise ValueError(
                 f"LatentInterventions: expected rows [N, {len(self.names)}], got shape "
                 f"{tuple(x.shape)}. Give a column for each variable."
             )
-        _require_labels(z, self.truncation)
+        require_precision(x, self.prior_logits.dtype)
+        require_labels(z, self.truncation)
         found = structural_em(
             x,
             truncation=self.truncation,
@@ -281,7 +300,9 @@ class LatentInterventions(FoundInterventions):
         with torch.no_grad():
             graph, odds = found.adjacency.bool(), found.edge_log_odds
             odds = torch.where(graph, odds.clamp(min=LEAST), odds.clamp(max=-LEAST))
-            factors["graph"].logits.copy_(odds.clamp(-SURE, SURE))
+            self.edge_log_odds.copy_(odds.clamp(-SURE, SURE))
+            sure = max(SURE, math.log(len(graph) * (len(graph) - 1) / WRONG))
+            factors["graph"].logits.copy_(sure * (2 * found.adjacency - 1))
             if "targets" in factors:
                 factors["targets"].logits.fill_(-SURE)
                 factors["targets"].logits[: len(targets)] = SURE * (2 * targets.to(x) - 1)
@@ -299,23 +320,29 @@ class LatentInterventions(FoundInterventions):
         self.rows.fill_(len(x))
 
     def learn_structure_(self, learn: bool = True) -> None:
-        """Whether training moves graph and targets, or only mechanisms, weights and what is cut."""
+        """Whether training moves graph and targets, or only mechanisms, weights and what is cut.
+
+        While it does not, mechanisms are trained under :attr:`adjacency` and :attr:`targets` as
+        they are, without draws of the graph.
+        """
         for name in ("graph", "targets"):
             if name in self._factors:
                 self._factors[name].requires_grad_(learn)
 
     def _expected(self, factor: Any, x: Tensor, z: Tensor | None = None) -> Tensor:
         """The expected log-density of rows in all components at a draw of graph and contexts."""
-        known = self.known_targets
-        laws = IntervenedRows(
-            self._equations,
-            sample_adjacency(factor("graph").logits),
+        logits = factor("graph").logits
+        learn = self._factors["graph"].logits.requires_grad
+        targets = self.targets.to(x)
+        if learn and self.known_targets is None:
+            targets = factor("targets").mean
+        return self._by_component(
+            x,
+            sample_adjacency(logits) if learn else self.adjacency,
             context=factor("contexts").rsample(),
-            targets=factor("targets").mean if known is None else known.to(x),
+            targets=targets,
             cut=factor("cut").mean if self.intervention == "imperfect" else None,
-            z=torch.zeros(len(x), dtype=torch.long, device=x.device),
         )
-        return laws.by_component(x)
 
     def _start(self, site: Any) -> Tensor:
         """Contexts start at standard normals, those of networks apart from each other."""
@@ -323,62 +350,3 @@ class LatentInterventions(FoundInterventions):
             return torch.zeros_like(site["fn"].mean)
         value: Tensor = init_to_sample(site)
         return value
-
-
-def _require_one_of(name: str, value: str, options: Sequence[str]) -> None:
-    if value not in options:
-        raise ValueError(
-            f"LatentInterventions: expected {name} to be one of {', '.join(options)}, got "
-            f"{value!r}. Choose one."
-        )
-
-
-def _require_names(names: tuple[str, ...], nodes: int) -> None:
-    if len(names) != nodes or len({*names} - {"rows"}) != nodes:
-        raise ValueError(
-            f"LatentInterventions: expected {nodes} different names other than 'rows', the plate, "
-            f"got {list(names)}. Name each variable once."
-        )
-
-
-def _require_numbers(truncation: int, edge: float, target: float, concentration: float) -> None:
-    for name, value, fits, remedy in (
-        ("2 components or more", truncation, truncation > 1, "For one regime, give labels of 0"),
-        ("a price of edges from 0", edge, edge >= 0, "Give nats for each row"),
-        ("a price of targets from 0", target, target >= 0, "Give nats for each row"),
-        ("a positive concentration", concentration, concentration > 0, "Give 1, say"),
-    ):
-        if not fits:
-            raise ValueError(f"LatentInterventions: expected {name}, got {value}. {remedy}.")
-
-
-def _require_shapes(nodes: int, targets: Tensor | None, edges: Tensor | None) -> None:
-    if targets is not None and not (
-        targets.shape[1:] == (nodes,) and ((targets == 0) | (targets == 1)).all()
-    ):
-        raise ValueError(
-            f"LatentInterventions: expected targets [K, {nodes}] of zeros and ones, got shape "
-            f"{tuple(targets.shape)} with the values {targets.unique().tolist()[:4]}. Give a row "
-            "for each component and a column for each variable."
-        )
-    if edges is None:
-        return
-    if edges.shape != (nodes, nodes) or not ((edges >= 0) & (edges <= 1)).all():
-        raise ValueError(
-            f"LatentInterventions: expected edges [{nodes}, {nodes}] between 0 and 1, got shape "
-            f"{tuple(edges.shape)} with values from {edges.min():g} to {edges.max():g}. Give the "
-            "probability of the edge i -> j in row i and column j."
-        )
-    if not is_dag((edges == 1).fill_diagonal_(False)):
-        raise ValueError(
-            "LatentInterventions: the edges of probability one form a cycle: expected an acyclic "
-            "graph. Take one of them away; graph_prior tells which."
-        )
-
-
-def _require_labels(z: Tensor | None, truncation: int) -> None:
-    if z is not None and z.numel() and z.max() >= truncation:
-        raise ValueError(
-            f"LatentInterventions: expected labels below {truncation}, the number of components, "
-            f"got {int(z.max())}. Count them from 0, or give a larger truncation."
-        )

@@ -1,0 +1,124 @@
+"""What is refused before `LatentInterventions` starts to work, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_causal.infer.acyclicity import is_dag
+
+__all__ = [
+    "require_labels",
+    "require_names",
+    "require_numbers",
+    "require_one_of",
+    "require_options",
+    "require_precision",
+    "require_shapes",
+]
+
+GIVEN = {  # to the search, by arguments of the method
+    "density": ("units", "varying"),
+    "intervention": ("imperfect",),
+    "truncation": ("truncation",),
+    "targets": ("targets",),
+    "edges": ("prior",),
+    "edge": ("edge",),
+    "target": ("target",),
+}
+
+
+def require_one_of(name: str, value: str, options: Sequence[str]) -> None:
+    """Whether an argument is one of its options."""
+    if value not in options:
+        raise ValueError(
+            f"LatentInterventions: expected {name} to be one of {', '.join(options)}, got "
+            f"{value!r}. Choose one."
+        )
+
+
+def require_names(names: tuple[str, ...], nodes: int) -> None:
+    """Whether names are different, and one for each variable."""
+    if len(names) != nodes or len({*names} - {"rows"}) != nodes:
+        raise ValueError(
+            f"LatentInterventions: expected {nodes} different names other than 'rows', the plate, "
+            f"got {list(names)}. Name each variable once."
+        )
+
+
+def require_numbers(truncation: int, edge: float, target: float, concentration: float) -> None:
+    """Whether numbers are in range."""
+    for name, value, fits, remedy in (
+        ("2 components or more", truncation, truncation > 1, "For one regime, give labels of 0"),
+        ("a price of edges from 0", edge, edge >= 0, "Give nats for each row"),
+        ("a price of targets from 0", target, target >= 0, "Give nats for each row"),
+        ("a positive concentration", concentration, concentration > 0, "Give 1, say"),
+    ):
+        if not fits:
+            raise ValueError(f"LatentInterventions: expected {name}, got {value}. {remedy}.")
+
+
+def require_shapes(nodes: int, targets: Tensor | None, edges: Tensor | None) -> None:
+    """Whether targets and prior probabilities of edges have their shapes and ranges."""
+    if targets is not None and not (
+        targets.shape[1:] == (nodes,) and ((targets == 0) | (targets == 1)).all()
+    ):
+        raise ValueError(
+            f"LatentInterventions: expected targets [K, {nodes}] of zeros and ones, got shape "
+            f"{tuple(targets.shape)} with the values {targets.unique().tolist()[:4]}. Give a row "
+            "for each component and a column for each variable."
+        )
+    if edges is None:
+        return
+    if edges.shape != (nodes, nodes) or not ((edges >= 0) & (edges <= 1)).all():
+        raise ValueError(
+            f"LatentInterventions: expected edges [{nodes}, {nodes}] between 0 and 1, got shape "
+            f"{tuple(edges.shape)} with values from {edges.min():g} to {edges.max():g}. Give the "
+            "probability of the edge i -> j in row i and column j."
+        )
+    if not is_dag((edges == 1).fill_diagonal_(False)):
+        raise ValueError(
+            "LatentInterventions: the edges of probability one form a cycle: expected an acyclic "
+            "graph. Take one of them away; graph_prior tells which."
+        )
+
+
+def require_labels(z: Tensor | None, truncation: int) -> None:
+    """Whether labels are those of components, or -1."""
+    if z is None or not z.numel():
+        return
+    for wrong, expected, got, remedy in (
+        (
+            z.max() >= truncation,
+            f"below {truncation}, the number of components",
+            z.max(),
+            "Count them from 0, or give a larger truncation",
+        ),
+        (z.min() < -1, "from -1, unknown", z.min(), "Count components from 0"),
+    ):
+        if wrong:
+            raise ValueError(
+                f"LatentInterventions: expected labels {expected}, got {int(got)}. {remedy}."
+            )
+
+
+def require_options(search: Iterable[str]) -> None:
+    """Whether options of a search are not given by the method."""
+    for own, others in GIVEN.items():
+        for wrong in set(others) & set(search):
+            raise ValueError(
+                f"LatentInterventions: expected no {wrong} in initialise, since {own} of the "
+                f"method decides it. Give {own} to the constructor."
+            )
+
+
+def require_precision(x: Tensor | None, wanted: torch.dtype) -> None:
+    """Whether rows have the precision of the parameters."""
+    if x is not None and x.dtype != wanted:
+        name, got = (str(dtype).removeprefix("torch.") for dtype in (wanted, x.dtype))
+        raise ValueError(
+            f"LatentInterventions: expected rows of {name}, as the method is, got {got}. Convert "
+            f"them, x.to(torch.{name}), or the method, say method.double()."
+        )
