@@ -47,7 +47,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     3: (
         "_particles < _evidence < _predictive < _result < effects < _provenance < _statements"
         " < program < _identified < queries < datasets._* < datasets.[!_]* < datasets",
-        "program < methods._* < methods.[!_]* < methods",
+        "program < methods._*_input < methods._* < methods.[!_]* < methods",
     ),
     4: ("export < _figures < _graph_picture _structure_picture < plots",),
 }

@@ -98,11 +98,12 @@ def structural_em(
     features they compare quickly, and all of them; from the best, a climb goes on with units that
     are fitted to each node and its parents, and the laws of regimes have these as well.
 
-    What says where an edge points? If interventions cut parents off, only the true direction
-    predicts: backwards, a set effect still depends on its cause. If they leave parents in place,
-    linear Gaussian laws predict the same in both directions, but a change of one law of the truth
-    is a change of two backwards: fewer targets decide, by the price of each, once regimes are told
-    apart and components that share a law have merged. Without regimes nothing says it.
+    What tells the direction of an edge? Where interventions cut parents off, only the true
+    direction predicts well: in the other one, a variable that was set would still depend on its
+    effect. Where they keep parents, linear Gaussian laws predict equally well in both directions.
+    But an intervention that changes one law of the true graph changes two laws of the reversed one,
+    which then needs more targets; as each has its penalty, the true graph scores higher. With one
+    regime and linear Gaussian laws, nothing tells the direction.
 
     **Arguments**
 
@@ -112,15 +113,17 @@ def structural_em(
     - ``units``: random features of the regressions on parents, beside which come 24 that are
       fitted; 0 makes them linear, 100 are good for functions of any shape.
     - ``imperfect``: whether interventions may leave parents in place.
-    - ``varying``: whether the spread and the shape of residuals depend on the parents, as where
-      noise enters a function of any shape. Graphs are climbed to then, and targets grow one at a
-      time from none: laws fitted to few regimes are wrong in others.
+    - ``varying``: whether the spread and the shape of residuals depend on the parents
+      (heteroscedasticity), as where noise enters a function of any shape. Graphs are climbed to
+      then, and targets grow one at a time from none: laws fitted to few regimes are wrong in
+      others.
     - ``labels``: the component of each row, where known, else -1.
     - ``targets``: of each component, where known.
     - ``prior``: of edges.
-    - ``edge``, ``target``: what an edge and a target cost, in nats for each row of all. That is
-      more than what chance gives, since families are never quite right; functions of any shape are
-      less so than linear ones. Try 0.01 of both for them.
+    - ``edge``, ``target``: penalties on each edge and each target, in nats for each of all rows.
+      They are larger than those for chance alone (BIC), since families of laws are never quite
+      right, and many rows show it. For functions of any shape, which fit less closely than linear
+      ones, try 0.01.
     - ``max_parents``: of a node.
     - ``rounds``, ``steps``: at most so many moves to a better graph, and steps in each, by default
       15, or 8 where spreads vary.

@@ -74,9 +74,9 @@ class FoundInterventions(Saved, PyroModule):
 
         **Shapes**: ``x [N, d]``; ``z [N]`` integers with -1 for unknown ones.
 
-        **Raises**: ``ValueError`` for labels out of range.
+        **Raises**: ``ValueError`` for labels out of range, or of another shape.
         """
-        require_labels(z, self.truncation)
+        require_labels(z, len(x), self.truncation)
         logits = self.guide.sticks.expected_log_weights + self._found(x)
         if z is not None:
             others = torch.arange(self.truncation, device=z.device) != z.unsqueeze(1)

@@ -85,22 +85,27 @@ def require_shapes(nodes: int, targets: Tensor | None, edges: Tensor | None) -> 
         )
 
 
-def require_labels(z: Tensor | None, truncation: int) -> None:
-    """Whether labels are those of components, or -1."""
-    if z is None or not z.numel():
+def require_labels(z: Tensor | None, rows: int, truncation: int) -> None:
+    """Whether labels are those of components, or -1, one for each row."""
+    if z is None:
         return
-    for wrong, expected, got, remedy in (
+    if z.shape != (rows,) or z.is_floating_point():
+        raise ValueError(
+            f"LatentInterventions: expected labels [{rows}] of integers, got {z.dtype} of shape "
+            f"{tuple(z.shape)}. Give a number for each row, -1 if unknown."
+        )
+    for wrong, expected, remedy in (
         (
-            z.max() >= truncation,
+            z >= truncation,
             f"below {truncation}, the number of components",
-            z.max(),
-            "Count them from 0, or give a larger truncation",
+            "or give a larger truncation",
         ),
-        (z.min() < -1, "from -1, unknown", z.min(), "Count components from 0"),
+        (z < -1, "from -1, unknown", "and give -1 for those"),
     ):
-        if wrong:
+        if wrong.any():
             raise ValueError(
-                f"LatentInterventions: expected labels {expected}, got {int(got)}. {remedy}."
+                f"LatentInterventions: expected labels {expected}, got {int(z[wrong][0])}. Count "
+                f"components from 0, {remedy}."
             )
 
 
