@@ -281,10 +281,10 @@ def discover(
     start, batch = method.initialise(x, **labels), min(BATCH, len(x))
     passes = max(1, BATCHES * batch // len(x))
     known = {"x": x, **labels}
-    for name, rows, loss, epochs in (
-        ("laws", {"x": x, "z": start}, method.loss(constraint=None), preset.laws),
-        ("structure", known, method.loss(steps=STEPS), preset.structure),
-        ("end", known, method.loss(constraint=None), preset.end),
+    for name, rows, loss, epochs, rate in (
+        ("laws", {"x": x, "z": start}, method.loss(constraint=None), preset.laws, RATE),
+        ("structure", known, method.loss(steps=STEPS), preset.structure, RATE),
+        ("end", known, method.loss(constraint=None), preset.end, RATE / 10),
     ):
         method.learn_structure_(name == "structure")
         fit(
@@ -294,7 +294,7 @@ def discover(
             data=rows,
             epochs=passes * epochs,
             batch_size=batch,
-            optim=partial(torch.optim.Adam, lr=RATE),
+            optim=partial(torch.optim.Adam, lr=rate),
             checkpoint=out and out / f"{name}.ckpt",
             resume=out is not None,
             progress=progress,

@@ -82,8 +82,8 @@ class LatentInterventions(FoundInterventions):
         method.learn_structure_(False)
         fit(method.model, method.guide, loss=method.loss(constraint=None), data={"x": x}, ...)
 
-    The last step is short. While structure is learnt, graphs are drawn, and now and then a wrong
-    one; now the mechanisms settle under the graph found.
+    The last step is short, and its learning rate small. While structure is learnt, graphs are
+    drawn, and now and then a wrong one; now the mechanisms settle under the graph found.
 
     **Arguments**
 
