@@ -500,6 +500,29 @@ def test_a_finished_search_is_not_repeated(run, monkeypatch):
     assert latent(done.out) == done.results
 
 
+def test_mechanisms_are_trained_first_and_settle_last_under_a_graph(quick, monkeypatch, tmp_path):
+    script, phases = load("latent_interventions"), []
+
+    def seen(model, guide, *, loss, data, epochs, optim, checkpoint, **_):
+        free = guide.factors["graph"].logits.requires_grad
+        soft = "z" in data and data["z"].is_floating_point()
+        phases.append((checkpoint.stem, free, hasattr(loss, "constraint"), soft, epochs))
+        return optim.keywords["lr"]
+
+    rates = []
+    monkeypatch.setattr(script, "fit", lambda *a, **k: rates.append(seen(*a, **k)))
+    preset = script.PRESETS["smoke"]._replace(laws=3, structure=4, end=2)
+    monkeypatch.setitem(script.PRESETS, "smoke", preset)
+    latent(tmp_path)
+    passes = phases[0][-1] // 3
+    assert phases == [
+        ("laws", False, False, True, 3 * passes),
+        ("structure", True, True, False, 4 * passes),
+        ("end", False, False, False, 2 * passes),
+    ]
+    assert rates[0] == rates[1] == pytest.approx(10 * rates[2])
+
+
 @pytest.mark.parametrize("other", [["--seed", "1"], ["--variant", "known"], ["--density", "flow"]])
 def test_a_folder_of_another_search(run, other):
     with pytest.raises(ValueError, match=r"holds another run: .* Give another --out"):
