@@ -215,6 +215,8 @@ def test_responsibilities_are_those_of_what_was_found(kind: str) -> None:
     assert torch.equal(method.responsibilities(x), r)
     with pytest.raises(ValueError, match="expected labels below 4, the number of components, got"):
         method.responsibilities(x, LABELS + 1)
+    with pytest.raises(ValueError, match="expected labels from -1, unknown, got -2. Count"):
+        method.responsibilities(x, LABELS - 1)
 
 
 def test_prices_are_nats_for_each_row() -> None:
@@ -641,7 +643,9 @@ def test_the_guide_tells_of_pairs_that_training_has_changed() -> None:
     x, _ = chain("stochastic", 1600)
     method = LatentInterventions(nodes=D, truncation=3)
     method.initialise(x)
+    method.edge_log_odds[1, 0] = -2.0
     before = method.edge_probability
+    assert before[1, 0].item() == pytest.approx(1 / (1 + math.exp(2.0)))
     with torch.no_grad():
         method._factors["graph"].logits[0, 1] = -1.5
     after = method.edge_probability
@@ -651,6 +655,13 @@ def test_the_guide_tells_of_pairs_that_training_has_changed() -> None:
     probs = method.guide.factor("graph").probs
     assert torch.equal(after[changed], probs[changed])
     assert after[0, 1].item() == pytest.approx(1 / (1 + math.exp(1.5)))
+
+
+def test_without_a_search_the_guide_tells_of_edges() -> None:
+    method = make()
+    with torch.no_grad():
+        method._factors["graph"].logits.fill_(-2.0)
+    assert torch.equal(method.edge_probability, method.guide.factor("graph").probs)
 
 
 def test_graphs_that_were_found_are_seldom_drawn_wrong() -> None:
