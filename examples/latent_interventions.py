@@ -90,18 +90,17 @@ class Preset(NamedTuple):
 
     nodes: int
     rows: int
-    laws: int  # epochs, under the graph of the search; of few rows as many steps as of 10,000
-    structure: int  # epochs in which graph and targets move, at most: until the graph is stable
-    end: int  # epochs under the graph found
+    laws: int  # epochs in the regimes of the search; of few rows as many steps as of 10,000
+    end: int  # epochs in the regimes of the model, at a small rate
 
 
 PRESETS = {
-    "smoke": Preset(nodes=4, rows=1500, laws=10, structure=5, end=2),
-    "cpu": Preset(nodes=10, rows=10_000, laws=20, structure=20, end=5),
-    "paper": Preset(nodes=10, rows=10_000, laws=100, structure=200, end=20),
+    "smoke": Preset(nodes=4, rows=1500, laws=15, end=5),
+    "cpu": Preset(nodes=10, rows=10_000, laws=60, end=20),
+    "paper": Preset(nodes=10, rows=10_000, laws=200, end=60),
 }
 LABELLED = 0.1  # of the rows, by semi
-TRUNCATION, BATCH, BATCHES, RATE, STEPS = 16, 1000, 10, 0.01, 50
+TRUNCATION, BATCH, BATCHES, RATE = 16, 1000, 10, 0.03
 DENSITIES, INTERVENTIONS = ("linear", "nonlinear", "flow"), ("stochastic", "imperfect")
 NEEDS: dict[str, tuple[str, ...]] = {
     "latent": (),
@@ -267,7 +266,7 @@ def observe(rows: Rows, args: argparse.Namespace) -> Seen:
 def discover(
     seen: Seen, cell: Cell, args: argparse.Namespace, *, out: Path | None, progress: bool | None
 ) -> LatentInterventions:
-    """Search, train laws under the graph found, then all, then laws; go on from checkpoints."""
+    """Search, then train the mechanisms under the graph found; go on from checkpoints."""
     preset, x = PRESETS[args.preset], seen.x.to(args.device)
     method = LatentInterventions(
         nodes=x.shape[1],
@@ -280,17 +279,14 @@ def discover(
     labels = {} if seen.z is None else {"z": seen.z.to(args.device)}
     start, batch = method.initialise(x, **labels), min(BATCH, len(x))
     passes = max(1, BATCHES * batch // len(x))
-    known = {"x": x, **labels}
-    for name, rows, loss, epochs, rate in (
-        ("laws", {"x": x, "z": start}, method.loss(constraint=None), preset.laws, RATE),
-        ("structure", known, method.loss(steps=STEPS), preset.structure, RATE),
-        ("end", known, method.loss(constraint=None), preset.end, RATE / 10),
+    for name, rows, epochs, rate in (
+        ("laws", {"x": x, "z": start}, preset.laws, RATE),
+        ("end", {"x": x, **labels}, preset.end, RATE / 10),
     ):
-        method.learn_structure_(name == "structure")
         fit(
             method.model,
             method.guide,
-            loss=loss,
+            loss=method.loss(constraint=None),
             data=rows,
             epochs=passes * epochs,
             batch_size=batch,

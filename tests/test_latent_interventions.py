@@ -532,7 +532,6 @@ def test_an_amortised_network_learns_the_responsibilities() -> None:
     x, z = chain("stochastic", 300)
     method = LatentInterventions(nodes=D, truncation=K, network=Network())
     given = method.initialise(x)
-    method.learn_structure_(False)
     for data, epochs in (({"x": x, "z": given}, 100), ({"x": x}, 100)):
         loss = method.loss(constraint=None)
         fit(method.model, method.guide, loss=loss, data=data, epochs=epochs, lr=0.03)
@@ -574,12 +573,12 @@ def test_a_chain_is_found(kind: str) -> None:
         assert kept.numel() and (kept < 0.01).all()
         assert (method._cut[:, 0][true[:, 0]] > 0.99).all()
         assert (method._cut[~true] == 0.5).all()
-    method.learn_structure_(False)
-    free = method.loss(constraint=None)
-    fit(method.model, method.guide, loss=free, data={"x": x, "z": q}, epochs=150, lr=0.05)
-    method.learn_structure_(True)
-    fit(method.model, method.guide, loss=method.loss(), data={"x": x}, epochs=30, lr=0.02)
-    assert torch.equal(method.adjacency, EDGES)
+    before, targets = method.edge_probability, method.targets
+    loss = method.loss(constraint=None)
+    fit(method.model, method.guide, loss=loss, data={"x": x, "z": q}, epochs=150, lr=0.05)
+    fit(method.model, method.guide, loss=loss, data={"x": x}, epochs=30, lr=0.02)
+    assert torch.equal(method.edge_probability, before)  # training leaves what was found
+    assert torch.equal(method.targets, targets) and torch.equal(method.adjacency, EDGES)
     assert (method.edge_probability - EDGES).abs().max() < 0.1
     found = method.responsibilities(x).argmax(1)
     assert adjusted_rand_index(truth, found) > 0.9
@@ -597,17 +596,35 @@ def test_a_chain_is_found(kind: str) -> None:
     assert slope == pytest.approx(0.9, abs=0.1)
 
 
-def test_training_decides_edges_that_the_search_leaves_open() -> None:
-    x, _ = chain("stochastic", 1600)
-    method = LatentInterventions(nodes=D, truncation=3, edge=0.01, target=0.01)
-    q = method.initialise(x)
-    graph = method._factors["graph"].logits
-    with torch.no_grad():
-        graph[0, 1], graph[0, 2] = -0.5, 0.5  # an edge that is, and one that is not
+def test_gradients_find_a_graph_without_a_search() -> None:
+    """Where regimes and targets are known; every edge starts as likely as not."""
+    x, z = chain("stochastic", 1600)
+    method = LatentInterventions(nodes=D, targets=TARGETS[:3], edge=0.01)
+    method.set_normalisation(x)
     assert not torch.equal(method.adjacency, EDGES)
-    fit(method.model, method.guide, loss=method.loss(), data={"x": x, "z": q}, epochs=150, lr=0.05)
+    data, loss = {"x": x, "z": z}, method.loss(steps=100)
+    fit(method.model, method.guide, loss=loss, data=data, batch_size=400, epochs=200, lr=0.05)
     assert torch.equal(method.adjacency, EDGES)
-    assert method.edge_probability[0, 1] > 0.9
+    assert (method.edge_probability[EDGES == 1] > 0.95).all()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_as_on_a_cpu() -> None:
+    x, _ = chain("imperfect", 1600)
+    found = []
+    for device in ("cpu", "cuda"):
+        pyro.set_rng_seed(0)
+        method = LatentInterventions(nodes=D, intervention="imperfect", truncation=3).to(device)
+        data = {"x": x.to(device)}
+        q = method.initialise(data["x"])
+        loss = method.loss(constraint=None)
+        for rows in (data | {"z": q}, data):
+            fit(method.model, method.guide, loss=loss, data=rows, epochs=100, lr=0.05)
+        results = method.adjacency, method.responsibilities(data["x"]), method.edge_probability
+        found.append([result.cpu() for result in results])
+    assert torch.equal(found[0][0], found[1][0])
+    for at in (1, 2):
+        torch.testing.assert_close(found[1][at], found[0][at], atol=0.05, rtol=0)
 
 
 def test_an_edge_whose_direction_nothing_tells_is_as_likely_as_not() -> None:
@@ -655,6 +672,53 @@ def test_the_guide_tells_of_pairs_that_training_has_changed() -> None:
     probs = method.guide.factor("graph").probs
     assert torch.equal(after[changed], probs[changed])
     assert after[0, 1].item() == pytest.approx(1 / (1 + math.exp(1.5)))
+
+
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_the_search_tells_how_open_an_edge_is(forbidden: bool) -> None:
+    """Whether or not the prior knows its direction; far logits are as good as near ones."""
+    cause = torch.randn(400)
+    x = torch.stack([cause, 0.8 * cause + torch.randn(400)], 1)
+    prior = graph_prior(2, forbidden=[(1, 0)] if forbidden else [])
+    method = LatentInterventions(nodes=2, truncation=2, edges=prior.probs)
+    method.initialise(x, torch.zeros(400, dtype=torch.long))
+    odds = method.edge_log_odds
+    assert method.adjacency.sum() == 1 and torch.equal(odds > 0, method.adjacency == 1)
+    odds.copy_(odds.sign() * torch.tensor([[3.0, 1.3], [0.3, 3.0]]))
+    expected = odds.sigmoid().masked_fill(prior.certain, 0.0)
+    torch.testing.assert_close(method.edge_probability, expected)
+    with torch.no_grad():
+        method._factors["graph"].logits.mul_(100)
+    torch.testing.assert_close(method.edge_probability, expected)
+
+
+def test_no_edge_is_told_as_surer_than_a_regression_can_be() -> None:
+    method = LatentInterventions(nodes=D, truncation=3)
+    method.initialise(chain("stochastic", 1600)[0])
+    p = method.edge_probability
+    assert p.amax().item() == pytest.approx(1 / (1 + math.exp(-6)))
+    assert p[~torch.eye(D).bool()].amin() == pytest.approx(1 / (1 + math.exp(6)))
+
+
+def test_a_second_search_leaves_nothing_of_the_first() -> None:
+    x, z = chain("imperfect", 900)
+    method = LatentInterventions(nodes=D, intervention="imperfect", truncation=K)
+    first = LatentInterventions(nodes=D, intervention="imperfect", truncation=K)
+    with torch.no_grad():
+        for name in ("graph", "targets", "cut"):
+            method._factors[name].logits.fill_(5.0)
+    for each in (method, first):
+        each.initialise(x, z)
+    for name in ("graph", "targets", "cut"):
+        torch.testing.assert_close(method._factors[name].logits, first._factors[name].logits)
+
+
+def test_one_variable() -> None:
+    x = torch.cat([torch.randn(300, 1), 8 + torch.randn(200, 1)])
+    method = LatentInterventions(nodes=1, truncation=2)
+    q = method.initialise(x)
+    assert adjusted_rand_index(q.argmax(1), torch.arange(500) // 300) > 0.9
+    assert not method.adjacency.any() and method.targets.any()
 
 
 def test_without_a_search_the_guide_tells_of_edges() -> None:
@@ -874,6 +938,8 @@ def test_save_and_load(options: Options, dtype: torch.dtype, tmp_path: Path) -> 
     method = LatentInterventions(nodes=D, truncation=K, **options).to(dtype)
     method.set_normalisation(x)
     fit(method.model, method.guide, loss=method.loss(), data={"x": x}, epochs=3, lr=0.1)
+    found = (method._factors["graph"].logits > 0).to(x)  # as if a search had found this
+    method.edge_log_odds.copy_(0.3 * found - 0.2)
     generator = torch.get_rng_state()
     method.save(tmp_path / "method.pt")
     assert torch.equal(torch.get_rng_state(), generator)
@@ -885,6 +951,8 @@ def test_save_and_load(options: Options, dtype: torch.dtype, tmp_path: Path) -> 
     assert other.edge_probability.dtype == other.log_likelihood(x).dtype == dtype
     assert torch.equal(other.log_likelihood(x), method.log_likelihood(x))
     assert torch.equal(other.targets, method.targets) and other.names == method.names
+    assert torch.equal(other.edge_probability, method.edge_probability)
+    assert not torch.equal(other.edge_probability, other.guide.factor("graph").probs)
     losses = []
     for each in (method, other):
         torch.manual_seed(0)
@@ -893,6 +961,25 @@ def test_save_and_load(options: Options, dtype: torch.dtype, tmp_path: Path) -> 
     fit(other.train().model, other.guide, loss=other.loss(), data={"x": x}, epochs=1, lr=0.1)
     assert {"graph", "contexts", "counts"} <= moved(state(method), state(other))
     other.save(tmp_path / "again.pt")
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_files_tell_whether_structure_is_held(learn: bool, tmp_path: Path) -> None:
+    x, method = rows(), make()
+    method.learn_structure_(learn)
+    method.save(tmp_path / "method.pt")
+    loaded = LatentInterventions.load(tmp_path / "method.pt").train()
+    other = LatentInterventions(nodes=D, truncation=K).double()
+    other.learn_structure_(not learn)
+    other.load_state_dict(method.state_dict())
+    twin = copy.deepcopy(other)
+    other.learn_structure_(not learn)
+    twin.load_state_dict(twin.state_dict())
+    for each in (loaded, twin):
+        before = state(each)
+        fit(each.model, each.guide, loss=each.loss(), data={"x": x}, epochs=1, lr=0.1)
+        assert moved(before, state(each)) >= {"contexts"}
+        assert bool(moved(before, state(each)) & {"graph", "targets"}) == learn
 
 
 def test_files_of_other_methods(tmp_path: Path) -> None:
@@ -953,7 +1040,8 @@ def test_edges_in_any_precision() -> None:
         ),
         ({"names": ["a", "b", "a"]}, "3 different names other.*Name each variable once"),
         ({"names": ["a", "b", "rows"]}, "3 different names other than 'rows'"),
-        ({"truncation": 1}, "2 components or more, got 1. For one regime, give labels of 0"),
+        ({"nodes": 0}, "1 variable or more, got 0. Give the number of columns"),
+        ({"truncation": 1}, "2 components or more, got 1. Add one that has no rows"),
         ({"targets": TARGETS[:1]}, "2 components or more, got 1"),
         ({"edge": -0.1}, "a price of edges from 0, got -0.1. Give nats for each row"),
         ({"target": math.nan}, "a price of targets from 0, got nan. Give nats for each row"),
@@ -969,13 +1057,13 @@ def test_edges_in_any_precision() -> None:
 )
 def test_wrong_arguments(options: Options, message: str) -> None:
     with pytest.raises(ValueError, match=f"LatentInterventions: .*{message}"):
-        LatentInterventions(nodes=D, **options)
+        LatentInterventions(**{"nodes": D} | options)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: {"x": x.masked_fill(x > 2, math.nan)}, "NaN, infinity or one value only in"),
+        (lambda x: {"x": x.index_fill(1, torch.tensor(2), math.inf)}, r"infinity in the columns"),
         (lambda x: {"x": x.clone().index_fill_(1, torch.tensor(1), 4.0)}, r"the columns \[1\]"),
         (lambda x: {"x": x[:3]}, "Give more rows than variables, or transpose"),
         (lambda x: {"x": x.T}, r"rows \[N, \d\], got shape \(\d, 60\)"),

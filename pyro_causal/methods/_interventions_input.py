@@ -16,6 +16,7 @@ __all__ = [
     "require_one_of",
     "require_options",
     "require_precision",
+    "require_rows",
     "require_shapes",
 ]
 
@@ -48,10 +49,13 @@ def require_names(names: tuple[str, ...], nodes: int) -> None:
         )
 
 
-def require_numbers(truncation: int, edge: float, target: float, concentration: float) -> None:
+def require_numbers(
+    nodes: int, truncation: int, edge: float, target: float, concentration: float
+) -> None:
     """Whether numbers are in range."""
     for name, value, fits, remedy in (
-        ("2 components or more", truncation, truncation > 1, "For one regime, give labels of 0"),
+        ("1 variable or more", nodes, nodes > 0, "Give the number of columns"),
+        ("2 components or more", truncation, truncation > 1, "Add one that has no rows"),
         ("a price of edges from 0", edge, edge >= 0, "Give nats for each row"),
         ("a price of targets from 0", target, target >= 0, "Give nats for each row"),
         ("a positive concentration", concentration, concentration > 0, "Give 1, say"),
@@ -117,6 +121,22 @@ def require_options(search: Iterable[str]) -> None:
                 f"LatentInterventions: expected no {wrong} in initialise, since {own} of the "
                 f"method decides it. Give {own} to the constructor."
             )
+
+
+def require_rows(x: Tensor, nodes: int, wanted: torch.dtype) -> None:
+    """Whether rows have a finite number for each variable, in the precision of the parameters."""
+    if x.dim() != 2 or x.shape[1] != nodes:
+        raise ValueError(
+            f"LatentInterventions: expected rows [N, {nodes}], got shape {tuple(x.shape)}. Give a "
+            "column for each variable."
+        )
+    require_precision(x, wanted)
+    if not x.isfinite().all():
+        columns = (~x.isfinite()).any(0).nonzero().flatten().tolist()
+        raise ValueError(
+            f"LatentInterventions: expected numbers, got NaN or infinity in the columns {columns}. "
+            "Drop such rows, or fill the gaps first."
+        )
 
 
 def require_precision(x: Tensor | None, wanted: torch.dtype) -> None:

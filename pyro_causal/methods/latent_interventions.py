@@ -30,6 +30,7 @@ from pyro_causal.methods._interventions_input import (
     require_one_of,
     require_options,
     require_precision,
+    require_rows,
     require_shapes,
 )
 
@@ -70,20 +71,18 @@ class LatentInterventions(FoundInterventions):
     constructor, and both may be missing.
 
     Gradients alone end in poor optima. :meth:`initialise` takes graph, regimes and targets from
-    :func:`~pyro_causal.infer.structural_em.structural_em` first::
+    :func:`~pyro_causal.infer.structural_em.structural_em`. The mechanisms are trained under these,
+    first in the regimes of the search, then, at a smaller rate, in those of the model::
 
         method = LatentInterventions(nodes=10)
+        train = partial(fit, method.model, method.guide, loss=method.loss(constraint=None), ...)
         q = method.initialise(x)
-        method.learn_structure_(False)
-        fit(method.model, method.guide, loss=method.loss(constraint=None),
-            data={"x": x, "z": q}, batch_size=1000, epochs=20, optim=Adam)
-        method.learn_structure_(True)
-        fit(method.model, method.guide, loss=method.loss(), data={"x": x}, ...)
-        method.learn_structure_(False)
-        fit(method.model, method.guide, loss=method.loss(constraint=None), data={"x": x}, ...)
+        train(data={"x": x, "z": q}, epochs=20, optim=partial(Adam, lr=0.01))
+        train(data={"x": x}, epochs=10, optim=partial(Adam, lr=0.001))
 
-    The last step is short, and its learning rate small. While structure is learnt, graphs are
-    drawn, and now and then a wrong one; now the mechanisms settle under the graph found.
+    Without a search, or after :meth:`learn_structure_`, :meth:`loss` trains graph and targets as
+    well and keeps the graph acyclic. From the graph of a search it seldom gets anywhere: a parent
+    that is never drawn has no trained mechanism that speaks for it.
 
     **Arguments**
 
@@ -131,6 +130,7 @@ class LatentInterventions(FoundInterventions):
     """
 
     rows: Tensor
+    structure_held: Tensor
     known_targets: Tensor | None
     prior_logits: Tensor
 
@@ -164,7 +164,7 @@ class LatentInterventions(FoundInterventions):
         self.edge = prices[0] if edge is None else edge
         self.target = prices[1] if target is None else target
         self.concentration = concentration
-        require_numbers(self.truncation, self.edge, self.target, concentration)
+        require_numbers(nodes, self.truncation, self.edge, self.target, concentration)
         regimes = 1 + self.truncation
         self.equations: StructuralEquations
         networks: Any = {"regimes": regimes, "context": context, "hidden": hidden}
@@ -179,6 +179,8 @@ class LatentInterventions(FoundInterventions):
         self.equations.register_buffer("context", start.detach())
         self.register_buffer("rows", torch.tensor(0))
         self.register_buffer("edge_log_odds", start.new_zeros(nodes, nodes))
+        self.register_buffer("structure_held", torch.tensor(False))
+        self.register_load_state_dict_post_hook(_hold_as_loaded)
         self.register_buffer("known_targets", None if targets is None else targets.bool())
         prior = torch.full((nodes, nodes), 0.5) if edges is None else edges
         self.register_buffer("prior_logits", BernoulliGraph(prior.to(start)).logits.detach())
@@ -235,11 +237,15 @@ class LatentInterventions(FoundInterventions):
     ) -> AugmentedLagrangianELBO | DPMixtureELBO:
         r"""The negative evidence lower bound for each row, under acyclicity of the graph.
 
+        While structure is held, see :meth:`learn_structure_`, it is up to a constant that of a
+        guide which is certain of graph and targets.
+
         **Arguments**
 
         - ``constraint``: one of :mod:`~pyro_causal.infer.acyclicity`, or None for the bound alone.
         - ``temperature``, ``kappa``: as ``temperature`` and ``label_weight`` of
-          :class:`~pyro_causal.infer.elbo.DPMixtureELBO`. With some labels in doubt take a
+          :class:`~pyro_causal.infer.elbo.DPMixtureELBO`. A temperature that falls to 1 is for
+          training without a search, whose regimes need none. With some labels in doubt take a
           :math:`\kappa` below 1.
         - others as :class:`~pyro_causal.infer.elbo.AugmentedLagrangianELBO`.
 
@@ -262,13 +268,13 @@ class LatentInterventions(FoundInterventions):
     def initialise(self, x: Tensor, z: Tensor | None = None, **search: Any) -> Tensor:
         r"""Start from a search for graph, regimes and targets; return the responsibilities.
 
-        These serve as labels ``z`` while the mechanisms are trained under the graph found, see
-        :meth:`learn_structure_`. Components come in the order of their size, unless labels or
-        targets name them. The search takes labels for certain, whatever the :math:`\kappa` of a
-        loss, and weights to be GEM(1).
+        These serve as labels ``z`` while the mechanisms are trained. Graph and targets are held
+        as they were found, see :meth:`learn_structure_`. Components come in the order of their
+        size, unless labels or targets name them. The search takes labels for certain, whatever the
+        :math:`\kappa` of a loss, and weights to be GEM(1).
 
-        The guide starts nearly certain of what was found, whether or not it was a narrow choice:
-        a direction that data leave open is taken one way, since from both ways at once, training
+        The guide is nearly certain of what was found, whether or not it was a narrow choice: a
+        direction that data leave open is taken one way, since from both ways at once, training
         without cycles would end at neither. How open it is, :attr:`edge_probability` tells.
 
         **Arguments**: rows, labels, and of the options of
@@ -278,12 +284,7 @@ class LatentInterventions(FoundInterventions):
         **Shapes**: ``x [N, d]``, ``z [N]``; result ``[N, K]``.
         """
         require_options(search)
-        if x.dim() != 2 or x.shape[1] != len(self.names):
-            raise ValueError(
-                f"LatentInterventions: expected rows [N, {len(self.names)}], got shape "
-                f"{tuple(x.shape)}. Give a column for each variable."
-            )
-        require_precision(x, self.prior_logits.dtype)
+        require_rows(x, len(self.names), self.prior_logits.dtype)
         require_labels(z, len(x), self.truncation)
         found = structural_em(
             x,
@@ -307,14 +308,17 @@ class LatentInterventions(FoundInterventions):
             graph, odds = found.adjacency.bool(), found.edge_log_odds
             odds = torch.where(graph, odds.clamp(min=LEAST), odds.clamp(max=-LEAST))
             self.edge_log_odds.copy_(odds.clamp(-SURE, SURE))
-            sure = max(SURE, math.log(len(graph) * (len(graph) - 1) / WRONG))
+            pairs = len(graph) * (len(graph) - 1)
+            sure = max(SURE, math.log(max(1, pairs) / WRONG))
             factors["graph"].logits.copy_(sure * (2 * found.adjacency - 1))
             if "targets" in factors:
                 factors["targets"].logits.fill_(-SURE)
                 factors["targets"].logits[: len(targets)] = SURE * (2 * targets.to(x) - 1)
             if "cut" in factors:  # of targets alone, as the search knows nothing of others
                 cut = SURE * (2 * found.cut[order].to(x) - 1)
+                factors["cut"].logits.zero_()
                 factors["cut"].logits[: len(targets)] = cut.where(targets, 0)
+        self.learn_structure_(False)
         return self.guide.set_responsibilities(found.responsibilities[:, order], sort=False)
 
     def set_normalisation(self, x: Tensor) -> None:
@@ -329,8 +333,9 @@ class LatentInterventions(FoundInterventions):
         """Whether training moves graph and targets, or only mechanisms, weights and what is cut.
 
         While it does not, mechanisms are trained under :attr:`adjacency` and :attr:`targets` as
-        they are, without draws of the graph.
+        they are, without draws of the graph. It does until a search has found them.
         """
+        self.structure_held.fill_(not learn)
         for name in ("graph", "targets"):
             if name in self._factors:
                 self._factors[name].requires_grad_(learn)
@@ -356,3 +361,8 @@ class LatentInterventions(FoundInterventions):
             return torch.zeros_like(site["fn"].mean)
         value: Tensor = init_to_sample(site)
         return value
+
+
+def _hold_as_loaded(method: LatentInterventions, _: Any) -> None:
+    """Parameters do not keep in a state whether they are trained."""
+    method.learn_structure_(not method.structure_held)
