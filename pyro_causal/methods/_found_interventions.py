@@ -47,7 +47,7 @@ class FoundInterventions(Saved, PyroModule):
         """
         graph, odds = self.guide.factor("graph"), self.edge_log_odds
         decided = BernoulliGraph(logits=self.prior_logits).certain
-        same = decided | (((graph.logits > 0) == (odds > 0)) & (odds != 0))
+        same = ((graph.logits > 0) == (odds > 0)) & (odds != 0)
         told = same & same.mT & ~decided
         return torch.where(told, odds.sigmoid(), graph.probs.detach())
 
