@@ -417,6 +417,60 @@ def test_the_best_of_the_first_graphs_goes_on(monkeypatch, nodes):
     assert seen[0] == ([3, 2, 3, 4] if nodes == 2 else [3, 3])  # regimes found, and starts
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_where_regimes_are_known_every_first_graph_goes_on(monkeypatch, known):
+    """And the best of what they end in is taken, wherever it came from."""
+    x = torch.randn(300, 6).double()
+    q = components(torch.arange(300) % 2, 2)
+    start = q._replace(allowed=q.q > 0) if known else q
+    graphs = [torch.zeros(6, 6).long() for _ in range(3)]
+    for k, graph in enumerate(graphs):
+        graph[k, 5] = 1
+    none = torch.zeros(2, 6).bool()
+    fits = [Fit(start, none, none, score) for score in (3.0, 2.0, 1.0)]
+    ends = {3.0: 4.0, 2.0: 6.0, 1.0: 5.0}
+    firsts = [(graph, fit, start) for graph, fit in zip(graphs, fits, strict=True)]
+    monkeypatch.setattr(StructureProblem, "first", lambda *_: iter(firsts))
+    went, seen = [], []
+
+    def improve(_, graph, fit, starts, tried, rounds):
+        went.append(fit.score)
+        seen.append(len(tried))
+        return graph, fit._replace(score=ends[fit.score])
+
+    monkeypatch.setattr(_structure_search, "_improve", improve)
+    graph, fit, _ = find_structure(problem(x), [start], rounds=4)
+    assert went == ([3.0, 2.0, 1.0] if known else [3.0]) and set(seen) == {3}
+    assert fit.score == (6.0 if known else 4.0)
+    assert torch.equal(graph, graphs[1 if known else 0])
+
+
+def test_what_depends_on_regimes_is_made_again_where_they_change(monkeypatch):
+    searched = []
+
+    def exact(*args, **options):
+        searched.append(args)
+        return exact_dag(*args, **options)
+
+    monkeypatch.setattr(_structure_search, "exact_dag", exact)
+    x, z = pair(600)
+    asked = problem(x, units=60)  # two parts of 30
+    first = components(z, 3)
+    softer = first._replace(q=0.8 * first.q + 0.2 / 3)
+    scores, graph = asked.scores(first), asked.search(first)
+    assert asked.scores(softer) is scores and asked.search(softer, 2) is graph
+    assert len(searched) == 1
+    asked.search(first, 1)
+    assert len(searched) == 2 and asked.search(first) is graph
+    moved, more = components((z + 1) % 3, 3), components(z, 4)
+    for k, other in enumerate((moved, more)):
+        new = asked.scores(other)
+        assert new is not scores and new.rough.regimes == 3 + k
+        asked.search(other)
+        assert len(searched) == 3 + k
+    assert problem(x, units=60).scores(more) is not new  # nor do problems share anything
+
+
 def test_a_graph_is_scored_again_with_the_units_for_new_regimes(monkeypatch):
     torch.manual_seed(8)
     x, z = pair()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from pyro_causal.infer.priors import BernoulliGraph
 __all__ = ["SMALL", "StructureProblem", "edge_log_odds", "find_structure"]
 
 Scores: TypeAlias = NodeScores | FittedScores
+Made = TypeVar("Made")
 
 EXACT = 11  # nodes, up to which all graphs are compared
 PATIENCE = 8  # of a climb where spreads vary
@@ -55,6 +56,7 @@ class StructureProblem:
     truncation: int
     prior: BernoulliGraph | None = None
     max_parents: int | None = None
+    kept: dict[Hashable, tuple[int, Tensor, Any]] = field(default_factory=dict, repr=False)
 
     def scores(self, components: Components) -> Scores:
         """Those of nodes, when each row belongs to its most probable component.
@@ -62,8 +64,12 @@ class StructureProblem:
         Components are not pure, and those that are mixed speak for targets; where spreads vary,
         these cost more for that reason than they do under a given graph.
         """
-        rough = self._rough(components, self.features)
-        return FittedScores(rough) if self.features.units else rough
+
+        def make() -> Scores:
+            rough = self._rough(components, self.features)
+            return FittedScores(rough) if self.features.units else rough
+
+        return self._once("scores", components, make)
 
     def _rough(self, components: Components, features: RandomFeatures) -> NodeScores:
         assumed = self.assumed
@@ -94,12 +100,26 @@ class StructureProblem:
         graphs that are far worse. Where there are many nodes all is climbed to.
         """
         nodes, parts = self.x.shape[1], self.features.parts(FEW)
-        scores = self._rough(components, parts[part % len(parts)])
         search: Any = exact_dag if nodes <= EXACT else climb_dag
-        fixed: Tensor = search(scores.with_fixed_spread(), nodes, **self.limits).adjacency
-        if not self.assumed.varying:
-            return fixed
-        return self.climb(scores, fixed).adjacency
+        part %= len(parts)
+
+        def make() -> Tensor:
+            scores = self._rough(components, parts[part])
+            fixed: Tensor = search(scores.with_fixed_spread(), nodes, **self.limits).adjacency
+            return self.climb(scores, fixed).adjacency if self.assumed.varying else fixed
+
+        return self._once(part, components, make)
+
+    def _once(self, what: Hashable, components: Components, make: Callable[[], Made]) -> Made:
+        """What depends on the regimes of rows alone, made again only where these have changed."""
+        size, labels = components.q.shape[1], components.q.argmax(1)
+        kept = self.kept.get(what)
+        if kept is not None and kept[0] == size and torch.equal(kept[1], labels):
+            found: Made = kept[2]
+            return found
+        made = make()
+        self.kept[what] = size, labels, made
+        return made
 
     def climb(self, scores: Score, start: Tensor | None, *, patience: int = PATIENCE) -> FoundGraph:
         """The best graph on a walk from another, or from no edges."""
@@ -205,14 +225,32 @@ def find_structure(
     """The graph and the regimes of the highest score, from the best graphs for all starts on.
 
     Graphs found for poor regimes and regimes found under poor graphs speak for each other, hence
-    several starts. Of theirs the best goes on. Next come the best graph for the regimes that were
-    found, and graphs with one edge reversed. Each has regimes of its own, from those and from the
-    best start, with few variables from all. The scores returned are those of the regimes found.
+    several starts. Of theirs the best goes on, or all where the regimes are known, which is fast.
+    Next come the best graph for the regimes that were found, and graphs with one edge reversed.
+    Each has regimes of its own, from those and from the best start, with few variables from all.
+    The scores returned are those of the regimes found.
     """
     firsts = [*problem.first(starts)]
-    graph, best, start = max(firsts, key=lambda first: first[1].score)
-    tried = [found for found, *_ in firsts]
-    starts = starts if len(graph) <= SMALL else [start]
+    tried = [graph for graph, *_ in firsts]
+    if any((start.allowed.sum(1) > 1).any() for start in starts):
+        firsts = [max(firsts, key=lambda first: first[1].score)]
+    ends = [
+        _improve(problem, graph, fit, starts if len(graph) <= SMALL else [start], tried, rounds)
+        for graph, fit, start in firsts
+    ]
+    graph, best = max(ends, key=lambda end: end[1].score)
+    return graph, best, problem.scores(best.components)
+
+
+def _improve(
+    problem: StructureProblem,
+    graph: Tensor,
+    best: Fit,
+    starts: Sequence[Components],
+    tried: list[Tensor],
+    rounds: int,
+) -> tuple[Tensor, Fit]:
+    """Go on from a graph to better ones, of those that were not tried."""
     for k in range(rounds):
         scores = problem.scores(best.components)
         if isinstance(scores, FittedScores):  # under which this graph may do better, too
@@ -227,8 +265,8 @@ def find_structure(
                 graph, best = other, fit
                 break
         else:
-            return graph, best, scores
-    return graph, best, problem.scores(best.components)
+            break
+    return graph, best
 
 
 def _others(

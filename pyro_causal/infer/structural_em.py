@@ -128,8 +128,9 @@ def structural_em(
     - ``rounds``, ``steps``: at most so many moves to a better graph, and steps in each, by default
       15, or 8 where spreads vary.
     - ``starts``, ``runs``: so many mixtures of Gaussians are fitted, and so many of the most likely
-      have a first graph each, of which the best by score goes on. By default 3 are, and all of them
-      have unless variables are many (6 or more) and laws linear: then one is enough.
+      have a first graph each, of which the best by score goes on, or all if labels name the
+      component of every row. By default 3 are, and all of them have unless variables are many (6
+      or more) and laws linear: then one is enough.
     - ``resolution``: the standard deviation of noise that is added to the rows, where variables
       have variance one. Some variables follow their parents almost without noise, or not at all;
       then a misfit that is small beside any other noise decides between graphs. All results are
