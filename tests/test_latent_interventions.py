@@ -580,7 +580,6 @@ def test_a_chain_is_found(kind: str) -> None:
     assert not moved(before, state(method)) & {"graph", "targets"}  # these are held
     assert torch.equal(method.targets, targets) and torch.equal(method.adjacency, EDGES)
     assert (method.edge_probability - EDGES).abs().max() < 0.1
-    assert (method.edge_probability - EDGES).abs().max() < 0.1
     found = method.responsibilities(x).argmax(1)
     assert adjusted_rand_index(truth, found) > 0.9
     for k, expected in enumerate(TARGETS[:3]):

@@ -44,7 +44,8 @@ class StructureProblem:
     """Rows, and what is asked of a graph for them; arguments as those of structural EM.
 
     ``features`` are those of regressions; ``steps`` is the number of steps between laws and
-    responsibilities, and ``truncation`` that of components at most.
+    responsibilities, and ``truncation`` that of components at most. What depends on the regimes of
+    rows alone is ``kept`` as long as these stay.
     """
 
     x: Tensor

@@ -77,8 +77,8 @@ class LatentInterventions(FoundInterventions):
         method = LatentInterventions(nodes=10)
         train = partial(fit, method.model, method.guide, loss=method.loss(constraint=None), ...)
         q = method.initialise(x)
-        train(data={"x": x, "z": q}, epochs=20, optim=partial(Adam, lr=0.01))
-        train(data={"x": x}, epochs=10, optim=partial(Adam, lr=0.001))
+        train(data={"x": x, "z": q}, epochs=60, optim=partial(Adam, lr=0.03))
+        train(data={"x": x}, epochs=20, optim=partial(Adam, lr=0.003))
 
     Without a search, or after :meth:`learn_structure_`, :meth:`loss` trains graph and targets as
     well and keeps the graph acyclic. From the graph of a search it seldom gets anywhere: a parent
