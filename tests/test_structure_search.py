@@ -462,13 +462,13 @@ def test_what_depends_on_regimes_is_made_again_where_they_change(monkeypatch):
     assert len(searched) == 1
     asked.search(first, 1)
     assert len(searched) == 2 and asked.search(first) is graph
-    moved, more = components((z + 1) % 3, 3), components(z, 4)
-    for k, other in enumerate((moved, more)):
+    more, moved = components(z, 4), components((z + 1) % 3, 3)
+    for k, other in enumerate((more, moved)):
         new = asked.scores(other)
-        assert new is not scores and new.rough.regimes == 3 + k
+        assert new is not scores and new.rough.regimes == 4 - k
         asked.search(other)
         assert len(searched) == 3 + k
-    assert problem(x, units=60).scores(more) is not new  # nor do problems share anything
+    assert problem(x, units=60).scores(moved) is not new  # nor do problems share anything
 
 
 def test_a_graph_is_scored_again_with_the_units_for_new_regimes(monkeypatch):
