@@ -462,10 +462,11 @@ def test_what_depends_on_regimes_is_made_again_where_they_change(monkeypatch):
     assert len(searched) == 1
     asked.search(first, 1)
     assert len(searched) == 2 and asked.search(first) is graph
-    more, moved = components(z, 4), components((z + 1) % 3, 3)
+    more, moved = components(z, 4), components((z + 1) % 3, 4)
     for k, other in enumerate((more, moved)):
-        new = asked.scores(other)
-        assert new is not scores and new.rough.regimes == 4 - k
+        old, new = scores, asked.scores(other)
+        assert new is not old and new.rough.regimes == 4
+        scores = new
         asked.search(other)
         assert len(searched) == 3 + k
     assert problem(x, units=60).scores(moved) is not new  # nor do problems share anything
