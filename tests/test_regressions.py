@@ -9,6 +9,7 @@ from torch.distributions import Normal
 from pyro_causal.infer._regressions import (
     Moments,
     RandomFeatures,
+    Shared,
     choose_targets,
     fit_own,
     fit_shared,
@@ -16,6 +17,7 @@ from pyro_causal.infer._regressions import (
 )
 
 SIZES = [300, 200, 250, 150]
+BATCH = [((), 0.3), ((1, 2), 0.3), ((3,), 2.0), ((0,), 0.3), ((0, 1, 3), 2.0)]  # shifted, and noise
 
 
 def mixture(*, shifted=(2,), noise=0.3):
@@ -111,10 +113,29 @@ def test_shared_regression_is_least_squares_on_the_other_regimes():
         torch.testing.assert_close(found.total[j], total, rtol=1e-4, atol=1e-2)
 
 
+def chosen(moments, own):
+    """Of one set of features."""
+    found = choose_targets(Moments.stack([moments]), own.unsqueeze(0))
+    return Shared(*(part.squeeze(0) for part in found))
+
+
+def test_a_batch_is_what_each_set_of_features_is_alone():
+    torch.manual_seed(0)
+    a, _ = mixture()
+    ys = [mixture(shifted=shifted, noise=noise)[1] for shifted, noise in BATCH]
+    moments = [Moments.of(torch.randn_like(a) if k == 3 else a, y, SIZES) for k, y in enumerate(ys)]
+    own = [alone(y) for y in ys]
+    found = choose_targets(Moments.stack(moments), torch.stack(own))
+    assert len({str(targets.tolist()) for targets in found.targets}) > 2
+    for k in range(len(ys)):
+        for part, expected in zip(found, chosen(moments[k], own[k]), strict=True):
+            torch.testing.assert_close(part[k], expected)
+
+
 def test_targets_are_the_regimes_that_differ():
     torch.manual_seed(0)
     a, y = mixture(shifted=(1, 2))
-    found = choose_targets(Moments.of(a, y, SIZES), alone(y))
+    found = chosen(Moments.of(a, y, SIZES), alone(y))
     assert found.targets.tolist() == [[False, True, True, False], [False] * 4]
 
 
@@ -124,7 +145,7 @@ def test_no_change_of_one_regime_gains(seed):
     shifted = [k for k in range(4) if torch.rand(()) < 0.5]
     a, y = mixture(shifted=shifted, noise=2.0)  # so that little tells regimes apart
     moments, own = Moments.of(a, y, SIZES), alone(y)
-    found = choose_targets(moments, own)
+    found = chosen(moments, own)
     for k in range(4):
         other = found.targets.clone()
         other[:, k] ^= True
@@ -140,14 +161,14 @@ def test_targets_are_the_best_of_all_sets(seed):
     moments, own = Moments.of(a, y, SIZES), alone(y)
     sets = [torch.tensor(s) for s in itertools.product([False, True], repeat=4) if not all(s)]
     best = torch.stack([fit_shared(moments, own, s.expand(2, 4)).total for s in sets]).amax(0)
-    torch.testing.assert_close(choose_targets(moments, own).total, best)
+    torch.testing.assert_close(chosen(moments, own).total, best)
 
 
 def test_empty_regimes_are_no_targets():
     a, y = mixture()
     moments = Moments.of(a, y, [300, 200, 400, 0])
     own = fit_own(Moments.of(y.new_ones(900, 1), y, [300, 200, 400, 0]), price=3.0)[2]
-    assert not choose_targets(moments, own).targets[:, 3].any()
+    assert not chosen(moments, own).targets[:, 3].any()
 
 
 def test_regressions_of_one_regime_need_rows():

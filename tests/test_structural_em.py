@@ -1,5 +1,7 @@
 """Scores of parents, laws of regimes, and structure found from a mixture of interventions."""
 
+import itertools
+
 import pytest
 import torch
 from torch.distributions import Normal
@@ -7,6 +9,7 @@ from torch.distributions import Normal
 from pyro_causal.datasets import draw_interventional_scm, sample_interventional_table
 from pyro_causal.infer._gaussian_start import fit_gaussians, responsibilities
 from pyro_causal.infer._given_graph import Fit
+from pyro_causal.infer._local_scores import edge_rules
 from pyro_causal.infer._node_scores import NodeScores
 from pyro_causal.infer._regime_laws import RegimeLaws
 from pyro_causal.infer._regressions import Assumptions, RandomFeatures
@@ -103,6 +106,43 @@ def test_an_imperfect_law_of_its_own_is_chosen_where_it_predicts():
     assert torch.equal(targets_of(imperfect).long(), TARGETS)
     assert imperfect((0,), (1,)) > perfect((0,), (1,)) + 500
     torch.testing.assert_close(imperfect((), (1,)), perfect((), (1,)), rtol=0.05, atol=0.0)
+
+
+KNOWN = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]]).bool()
+
+
+@pytest.mark.parametrize(
+    ("units", "options"),
+    [(0, {}), (40, {"imperfect": True}), (40, {"targets": KNOWN}), (40, {"varying": True})],
+)
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_all_sets_at_once_have_the_scores_that_each_has(units, options, most):
+    x, z = chain(imperfect=True, bend=True)
+    torch.manual_seed(0)
+    together = scores_of(x, z, units=units, **options)
+    torch.manual_seed(0)
+    alone = scores_of(x, z, units=units, **options)
+    together.ask_all(edge_rules("", 3, None, most))
+    families = {(j, p) for j, p in every_family(3) if len(p) <= most}
+    assert together.found.keys() == families
+    for node, parents in families:
+        score, targets = together.found[node, parents]
+        torch.testing.assert_close(score, alone(parents, (node,))[0], rtol=1e-9, atol=1e-4)
+        assert targets.sum() == alone.found[node, parents][1].sum()  # of ties one or the other
+
+
+def test_sets_of_parents_that_no_node_may_have_are_left_out():
+    x, z = chain()
+    scores = scores_of(x, z)
+    scores.ask_all(edge_rules("", 3, graph_prior(3, forbidden=[(1, 0), (1, 2)]), None))
+    assert {parents for _, parents in scores.found} == {(), (0,), (2,), (0, 2)}
+
+
+def every_family(nodes):
+    for node in range(nodes):
+        others = [j for j in range(nodes) if j != node]
+        for size in range(nodes):
+            yield from ((node, parents) for parents in itertools.combinations(others, size))
 
 
 # ---- laws -------------------------------------------------------------------------------------

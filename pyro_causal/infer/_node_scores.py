@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from pyro_causal.infer._fitted_units import (
     first_units,
     fit_units,
 )
+from pyro_causal.infer._local_scores import EdgeRules
 from pyro_causal.infer._regressions import (
     OWN,
     Assumptions,
@@ -40,6 +43,9 @@ from pyro_causal.infer._varying_scale import (
 __all__ = ["FittedScores", "NodeScores"]
 
 WORST = -50.0  # the log-density of a row at least, so that single rows decide nothing
+AT_ONCE = 16  # sets of parents
+
+Asked: TypeAlias = tuple[tuple[int, ...], list[int]]  # parents, and nodes that may have them
 
 
 class NodeScores:
@@ -87,9 +93,7 @@ class NodeScores:
         """The scores ``[len(nodes)]`` of nodes that all have these parents."""
         new = [node for node in nodes if (node, parents) not in self.found]
         if new:
-            scores, targets = self._score(parents, new)
-            for node, score, which in zip(new, scores, targets, strict=True):
-                self.found[node, parents] = score, which
+            self._find([(parents, new)])
         return torch.stack([self.found[node, parents][0] for node in nodes])
 
     def with_fixed_spread(self) -> NodeScores:
@@ -98,47 +102,76 @@ class NodeScores:
         other.assumed, other.found = self.assumed._replace(varying=False), {}
         return other
 
-    def _score(self, parents: tuple[int, ...], nodes: list[int]) -> tuple[Tensor, Tensor]:
-        """Scores and targets ``[J, K]`` of nodes."""
-        return self.score_by(self.features(parents), parents, nodes)
+    def ask_all(self, rules: EdgeRules) -> None:
+        """Find the scores of all sets of parents that some node may have, many at once."""
+        nodes = range(self.x.shape[1])
+        for size in range(min(rules.max_parents, len(nodes) - 1) + 1):
+            every = itertools.combinations(nodes, size)
+            families = [(parents, [j for j in nodes if j not in parents]) for parents in every]
+            families = [
+                (parents, others)
+                for parents, others in families
+                if not rules.forbidden[list(parents)].any(0)[others].all()
+            ]
+            for first in range(0, len(families), AT_ONCE):
+                self._find(families[first : first + AT_ONCE])
+
+    def _find(self, families: Sequence[Asked]) -> None:
+        """Score sets of parents and nodes, of the same numbers each."""
+        every = [self.features(parents) for parents, _ in families]
+        scores, targets = self.score_by(every, families)
+        for (parents, nodes), row, which in zip(families, scores, targets, strict=True):
+            for node, score, one in zip(nodes, row, which, strict=True):
+                self.found[node, parents] = score, one
 
     def score_by(
         self,
-        every: Tensor,
-        parents: tuple[int, ...],
-        nodes: list[int],
+        every: Sequence[Tensor],
+        families: Sequence[Asked],
         *,
         chosen: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The same by features of all rows, perhaps with targets ``[K]`` where spreads vary."""
-        fitted, held = every[: len(self.x)], every[len(self.x) :]
-        moments = Moments.of(fitted, self.x[:, nodes], self.sizes)
-        own, density = self._own(moments, held, nodes, parents)
-        if self.assumed.varying:
-            size = len(parents)
-            parts = [
-                self._varying(moments.responses([j]), fitted, held, own[j], node, size, chosen)
-                for j, node in enumerate(nodes)
+        """Scores ``[B, J]`` and targets ``[B, J, K]`` of sets of parents and their J nodes each.
+
+        By features of all rows for each set, perhaps with targets ``[K]`` where spreads vary.
+        """
+        index = torch.tensor([nodes for _, nodes in families], device=self.x.device)
+        fitted = [features[: len(self.x)] for features in every]
+        held = torch.stack([features[len(self.x) :] for features in every])
+        moments = Moments.stack(
+            [
+                Moments.of(a, self.x[:, nodes], self.sizes)
+                for a, nodes in zip(fitted, index, strict=True)
             ]
-            base = torch.stack([density for density, _ in parts], 1)
-            targets = torch.stack([chosen for _, chosen in parts])
+        )
+        size = len(families[0][0])
+        own, density = self._own(moments, held, index, size)
+        if self.assumed.varying:
+            parts = [
+                self._varying(
+                    moments.at(b).responses([j]), a, held[b], own[b, j], int(node), size, chosen
+                )
+                for b, a in enumerate(fitted)
+                for j, node in enumerate(index[b])
+            ]
+            base = torch.stack([part for part, _ in parts]).view(*index.shape, -1)
+            targets = torch.stack([which for _, which in parts]).view_as(own)
         else:
-            base, targets = self._fixed(moments, held, own, nodes)
-        density = torch.where(targets.mT[self.held_labels], density, base)
-        total = density.clamp(min=WORST).sum(0) * self.weight
-        price = self.edge * len(parents) + self.target * targets.sum(1)
-        return total - price, targets
+            base, targets = self._fixed(moments, held, own, index)
+        density = torch.where(targets[..., self.held_labels], density, base)
+        total = density.clamp(min=WORST).sum(-1) * self.weight
+        return total - self.edge * size - self.target * targets.sum(-1), targets
 
     def _fixed(
-        self, moments: Moments, held: Tensor, own: Tensor, nodes: list[int]
+        self, moments: Moments, held: Tensor, own: Tensor, index: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Log-densities of held rows ``[H, J]`` under regressions, and targets ``[J, K]``."""
+        """Log-densities of held rows ``[B, J, H]`` under regressions, and targets ``[B, J, K]``."""
         if self.assumed.targets is None:
             shared = choose_targets(moments, own)
         else:
-            shared = fit_shared(moments, own, self.assumed.targets[:, nodes].mT)
-        base = gaussian((self.held[:, nodes] - held @ shared.weights.mT) ** 2, shared.variance)
-        return base, shared.targets
+            shared = fit_shared(moments, own, self.assumed.targets.mT[index])
+        squares = (self.held.mT[index] - shared.weights @ held.mT).square()
+        return gaussian(squares, shared.variance.unsqueeze(-1)), shared.targets
 
     def _varying(
         self,
@@ -175,22 +208,22 @@ class NodeScores:
         return law(chosen).log_density(held, self.held[:, node]), chosen
 
     def _own(
-        self, moments: Moments, held: Tensor, index: list[int], parents: Sequence[int]
+        self, moments: Moments, held: Tensor, index: Tensor, parents: int
     ) -> tuple[Tensor, Tensor]:
-        """What regimes gain by laws of their own ``[J, K]``, and log-densities of held rows."""
+        """What regimes gain by laws of their own ``[B, J, K]``, and held rows' log-densities."""
         own, z = self.alone[index] - self.target, self.held_labels
-        means = self.means[:, 0, index]
-        density = gaussian((self.held[:, index] - means[z]) ** 2, self.variances[:, index][z])
+        values, means, variances = self.held.mT[index], self.means[:, 0].mT, self.variances.mT
+        density = gaussian((values - means[index][..., z]).square(), variances[index][..., z])
         if not (self.assumed.imperfect and parents):
             return own, density
-        size = 1 + len(parents) + min(OWN, self.features.units)
+        size = 1 + parents + min(OWN, self.features.units)
         weights, variances, totals = fit_own(moments.features(size), price=self.penalty)
-        sizes = torch.bincount(z, minlength=self.regimes).tolist()
-        rows = held[:, :size].split(sizes)
-        predicted = torch.cat([part @ w for part, w in zip(rows, weights, strict=True)])
+        rows = held[..., :size].split(torch.bincount(z, minlength=self.regimes).tolist(), 1)
+        fits = zip(rows, weights.unbind(1), strict=True)
+        predicted = torch.cat([part @ w for part, w in fits], 1).mT
         keeps = totals - self.target > own
-        regression = gaussian((self.held[:, index] - predicted) ** 2, variances[z])
-        density = torch.where(keeps.mT[z], regression, density)
+        regression = gaussian((values - predicted).square(), variances.mT[..., z])
+        density = torch.where(keeps[..., z], regression, density)
         return torch.maximum(own, totals - self.target), density
 
 
@@ -239,7 +272,7 @@ class FittedScores:
         start = first_units(x, directions[list(parents), :UNITS], kinks[list(parents), :UNITS])
         units = fit_units(x, rough.x[rows, node], start)
         every = FittedFeatures(rough.features, {family: units})(parents, node)
-        score = rough.score_by(every, parents, [node], chosen=targets)[0][0]
+        score = rough.score_by([every], [(parents, [node])], chosen=targets)[0][0, 0]
         if score > least:
             self.units[family] = units
         return torch.maximum(score, least)

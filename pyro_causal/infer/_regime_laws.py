@@ -28,6 +28,7 @@ __all__ = ["RegimeLaws", "VaryingLaws"]
 LATELY = 3  # responsibilities: of a fit, of a change of it, and their rows that are not held out
 KNOWN = 500  # densities of all rows that are kept
 DIGITS = 1e4  # weights that are the same up to these give the same law
+NOTHING = 1e-4  # of a row, in a regime
 AT_ONCE = 1000  # rows
 
 
@@ -124,7 +125,7 @@ class RegimeLaws:
             sizes = torch.bincount(labels, minlength=q.shape[1]).tolist()
             half = (a.shape[1] + 1 + len(self.parents[node])) // 2  # of the units, which is enough
             moments = Moments.of(take(a[:, :half], order), y[order, None], sizes)
-            chosen = choose_targets(moments, gains[None]).targets[0]
+            chosen = choose_targets(Moments.stack([moments]), gains[None, None]).targets[0, 0]
         else:
             chosen = self.assumed.targets[:, node]
         return _regress(a, y, q[:, ~chosen].sum(1)[None])[0], chosen
@@ -196,14 +197,16 @@ def _regress(features: Tensor, y: Tensor, weights: Tensor, **options: float) -> 
 def _weighted_moments(features: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Second moments ``[K, m, m]`` and those with the response ``[K, m]``, some rows at a time.
 
-    All rows by all regimes at once would not stay in the cache of a processor.
+    All rows at once would not stay in the cache of a processor. Most rows are nearly nothing in
+    most regimes, and left out there.
     """
     size, regimes = features.shape[1], len(weights)
-    gram = features.new_zeros(regimes * size, size)
+    gram = features.new_zeros(regimes, size, size)
     cross = features.new_zeros(regimes, size)
-    parts = features.split(AT_ONCE), y.split(AT_ONCE), weights.split(AT_ONCE, 1)
-    for a, b, w in zip(*parts, strict=True):
-        weighted = a.mT * w.unsqueeze(1)
-        gram.addmm_(weighted.flatten(0, 1), a)
-        cross += weighted @ b
-    return gram.unflatten(0, (regimes, size)), cross
+    for k, weight in enumerate(weights):
+        for rows in (weight > NOTHING).nonzero().squeeze(1).split(AT_ONCE):
+            a = features[rows]
+            weighted = (a * weight[rows].unsqueeze(1)).mT
+            gram[k].addmm_(weighted, a)
+            cross[k].addmv_(weighted, y[rows])
+    return gram, cross

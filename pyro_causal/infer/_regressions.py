@@ -108,10 +108,10 @@ def take(features: Tensor, rows: Tensor) -> Tensor:
 
 
 class Moments(NamedTuple):
-    """What least squares needs of the rows of each regime.
+    """What least squares needs of the rows of each regime, perhaps for a batch of features.
 
-    **Shapes**: ``counts [K]``, ``gram [K, m, m]`` of the features, ``cross [K, m, J]`` of features
-    and responses, ``square [K, J]`` of responses.
+    **Shapes**: ``counts [K]``, ``gram [*, K, m, m]`` of the features, ``cross [*, K, m, J]`` of
+    features and responses, ``square [*, K, J]`` of responses.
     """
 
     counts: Tensor
@@ -130,22 +130,37 @@ class Moments(NamedTuple):
             torch.stack([rows.square().sum(0) for rows in y]),
         )
 
+    @classmethod
+    def stack(cls, parts: Sequence[Moments]) -> Moments:
+        """A batch of those of different features, of the same rows."""
+        _, *others = (torch.stack(part) for part in zip(*parts, strict=True))
+        return cls(parts[0].counts, *others)
+
+    def at(self, index: int | Tensor) -> Moments:
+        """Some, or one, of a batch."""
+        return Moments(self.counts, self.gram[index], self.cross[index], self.square[index])
+
     def responses(self, index: Sequence[int] | Tensor) -> Moments:
         """Those of some of the responses."""
         return Moments(self.counts, self.gram, self.cross[..., index], self.square[..., index])
 
     def features(self, number: int) -> Moments:
         """Those of the first so many features."""
-        gram = self.gram[:, :number, :number]
-        return Moments(self.counts, gram, self.cross[:, :number], self.square)
+        gram, cross = self.gram[..., :number, :number], self.cross[..., :number, :]
+        return Moments(self.counts, gram, cross, self.square)
+
+    def regimes(self, which: Tensor) -> Moments:
+        """Those of some of the regimes ``[K]``, booleans."""
+        gram, cross = self.gram[..., which, :, :], self.cross[..., which, :, :]
+        return Moments(self.counts[which], gram, cross, self.square[..., which, :])
 
 
 class Shared(NamedTuple):
     """Regressions of J responses, each on the rows of the regimes which are not its targets.
 
-    **Shapes**: ``targets [J, K]``, ``weights [J, m]``, ``variance [J]``, ``base [J, K]`` the
-    log-likelihood of the rows of each regime, and ``total [J]`` that of all rows, where those of
-    targets have a law of their own.
+    **Shapes**: ``targets [*, J, K]``, ``weights [*, J, m]``, ``variance [*, J]``, ``base
+    [*, J, K]`` the log-likelihood of the rows of each regime, and ``total [*, J]`` that of all
+    rows, where those of targets have a law of their own.
     """
 
     targets: Tensor
@@ -155,38 +170,48 @@ class Shared(NamedTuple):
     total: Tensor
 
     def at(self, index: Tensor) -> Shared:
-        """Those of some of the responses."""
+        """Some of a batch."""
         return Shared(*(part[index] for part in self))
 
     def put(self, index: Tensor, other: Shared) -> None:
-        """Take over others at an index, in place."""
+        """Take over some of a batch, in place."""
         for mine, new in zip(self, other, strict=True):
             mine[index] = new
+
+    def where(self, which: Tensor, other: Shared) -> Shared:
+        """These responses where a condition ``[*, J]`` holds, others elsewhere."""
+        wide = which.unsqueeze(-1)
+        return Shared(
+            *(
+                torch.where(which if mine.dim() == which.dim() else wide, mine, new)
+                for mine, new in zip(self, other, strict=True)
+            )
+        )
 
 
 def fit_shared(moments: Moments, own: Tensor, targets: Tensor) -> Shared:
     """Fit what all regimes but the targets share.
 
-    **Shapes**: ``own [J, K]`` the log-likelihood of each regime's rows under its own law,
-    ``targets [J, K]``, booleans.
+    **Shapes**: ``own [*, J, K]`` the log-likelihood of each regime's rows under its own law,
+    ``targets [*, J, K]``, booleans.
     """
     counts, gram, cross, _ = moments
     use = (~targets).to(gram)
     weights = ridge(
-        (use @ gram.flatten(1)).unflatten(1, gram.shape[1:]),
-        torch.einsum("jk,kmj->jm", use, cross).unsqueeze(-1),
+        (use @ gram.flatten(-2)).unflatten(-1, gram.shape[-2:]),
+        torch.einsum("...jk,...kmj->...jm", use, cross).unsqueeze(-1),
     ).squeeze(-1)
-    squares = _squares(moments, weights.mT).mT
-    variance = ((squares * use).sum(1) / (use @ counts).clamp(min=1)).clamp(min=FLOOR)
+    squares = _squares(moments, weights.mT.unsqueeze(-3)).mT
+    variance = ((squares * use).sum(-1) / (use @ counts).clamp(min=1)).clamp(min=FLOOR)
     base = gaussian(squares, variance.unsqueeze(-1), counts)
-    return Shared(targets, weights, variance, base, torch.where(targets, own, base).sum(1))
+    return Shared(targets, weights, variance, base, torch.where(targets, own, base).sum(-1))
 
 
 def fit_own(moments: Moments, *, price: float) -> tuple[Tensor, Tensor, Tensor]:
     """Fit a regression in each regime by itself, where it has the rows for it.
 
-    Returns weights ``[K, m, J]``, variances ``[K, J]`` and the log-likelihood ``[J, K]``, less the
-    price of each parameter; minus infinity with fewer than two rows for each.
+    Returns weights ``[*, K, m, J]``, variances ``[*, K, J]`` and the log-likelihood ``[*, J, K]``,
+    less the price of each parameter; minus infinity with fewer than two rows for each.
     """
     counts, gram, cross, _ = moments
     size = gram.shape[-1]
@@ -194,12 +219,12 @@ def fit_own(moments: Moments, *, price: float) -> tuple[Tensor, Tensor, Tensor]:
     squares = _squares(moments, weights)
     variance = (squares / counts.clamp(min=1).unsqueeze(-1)).clamp(min=FLOOR)
     total = gaussian(squares, variance, counts.unsqueeze(-1)) - price * (size + 1)
-    return weights, variance, total.masked_fill((counts < 2 * size).unsqueeze(-1), -torch.inf).mT
+    return weights, variance, total.mT.masked_fill(counts < 2 * size, -torch.inf)
 
 
 def _squares(moments: Moments, weights: Tensor) -> Tensor:
-    """The sums of squared residuals ``[K, J]``, under weights ``[m, J]`` or ``[K, m, J]``."""
-    return moments.square + (weights * (moments.gram @ weights - 2 * moments.cross)).sum(1)
+    """The sums of squared residuals ``[*, K, J]``, under weights ``[*, K or 1, m, J]``."""
+    return moments.square + (weights * (moments.gram @ weights - 2 * moments.cross)).sum(-2)
 
 
 def choose_targets(moments: Moments, own: Tensor) -> Shared:
@@ -210,63 +235,69 @@ def choose_targets(moments: Moments, own: Tensor) -> Shared:
     two starts counts: no targets, and all regimes which the law of one of them does not explain.
     The rest keeps at least two rows for each feature.
 
-    **Shapes**: ``own [J, K]``, the log-likelihood of each regime's rows under its own law, less the
-    price of a target.
+    **Shapes**: ``own [B, J, K]``, the log-likelihood of each regime's rows under its own law, less
+    the price of a target, with moments of a batch of B.
     """
-    none = torch.zeros_like(own, dtype=torch.bool)
-    starts = torch.cat([none, _unlike_one(moments, own)])
-    each = torch.arange(len(own), device=own.device)
-    both = _exchange(moments.responses(each.repeat(2)), own.repeat(2, 1), starts)
-    first, second = both.total.split(len(own))
-    return both.at(each + len(own) * (second > first))
+    size = own.shape[1]
+    each = torch.arange(size, device=own.device)
+    starts = torch.cat([torch.zeros_like(own, dtype=torch.bool), _unlike_one(moments, own)], 1)
+    both = _exchange(moments.responses(each.repeat(2)), own.repeat(1, 2, 1), starts)
+    first, second = (
+        Shared(*parts) for parts in zip(*(x.split(size, 1) for x in both), strict=True)
+    )
+    return second.where(second.total > first.total, first)
 
 
 def _exchange(moments: Moments, own: Tensor, targets: Tensor) -> Shared:
     """Change sides one at a time, each response by itself."""
-    shared = fit_shared(moments, own, targets)
-    empty = moments.counts == 0
-    barred = torch.zeros_like(own, dtype=torch.bool) | empty
-    least, live = 2 * moments.gram.shape[-1], torch.arange(len(own), device=own.device)
+    found = now = fit_shared(moments, own, targets)
+    counts, least = moments.counts, 2 * moments.gram.shape[-1]
+    barred = (counts == 0).expand_as(own)
+    live = torch.arange(len(own), device=own.device)
     while True:
-        targets = shared.targets[live]
-        gains = torch.where(targets, -1, 1) * (own - shared.base)[live]
-        rest = (~targets).to(own) @ moments.counts
-        few = ~targets & (rest.unsqueeze(-1) - moments.counts < least)
-        gain, regime = gains.masked_fill(few | barred[live], -torch.inf).max(1)
-        live, regime = live[gain > 0], regime[gain > 0]
-        if not len(live):
-            return shared
-        trial = shared.targets[live]
-        trial[torch.arange(len(live), device=live.device), regime] ^= True
-        new = fit_shared(moments.responses(live), own[live], trial)
-        better = new.total > shared.total[live] + 1e-6
-        barred[live[~better], regime[~better]] = True
-        index = live[better]
-        shared.put(index, new.at(better))
-        barred[index] = empty
-        barred[index, regime[better]] = True  # not straight back
+        gains = torch.where(now.targets, -1, 1) * (own - now.base)
+        rest = (~now.targets).to(own) @ counts
+        few = ~now.targets & (rest.unsqueeze(-1) - counts < least)
+        gain, regime = gains.masked_fill(few | barred, -torch.inf).max(-1)
+        moves = gain > 0
+        some = moves.any(1)
+        if not some.all():
+            found.put(live[~some], now.at(~some))
+            if not some.any():
+                return found
+            moments, now = moments.at(some), now.at(some)
+            own, barred, live = own[some], barred[some], live[some]
+            regime, moves = regime[some], moves[some]
+        move = moves.unsqueeze(-1) & torch.nn.functional.one_hot(regime, len(counts)).bool()
+        new = fit_shared(moments, own, now.targets ^ move)
+        better = moves & (new.total > now.total + 1e-6)
+        # One that was better may not go straight back, and makes others possible again.
+        barred = (barred & ~better.unsqueeze(-1)) | move | (counts == 0)
+        now = new.where(better, now)
 
 
 def _unlike_one(moments: Moments, own: Tensor) -> Tensor:
     """The regimes which the regression of one of them explains less well than their own laws.
 
     Of all that have the rows for a regression the best is taken, for each response; targets
-    ``[J, K]``.
+    ``[*, J, K]``.
     """
     counts, gram, cross, square = moments
     usable = counts >= 2 * gram.shape[-1]
     if not usable.any():
         return torch.zeros_like(own, dtype=torch.bool)
-    weights, variances, _ = fit_own(Moments(*(part[usable] for part in moments)), price=0.0)
-    products = (gram.flatten(0, 1) @ weights.movedim(1, 0).flatten(1)).unflatten(
-        1, weights[:, 0].shape
-    )  # [K * m, one, J]
-    fitted = (products.unflatten(0, gram.shape[:2]) * weights.movedim(0, 1)).sum(1)
-    squares = square.unsqueeze(1) - 2 * torch.einsum("kmj,omj->koj", cross, weights) + fitted
-    base = gaussian(squares, variances, counts[:, None, None])  # [K, one, J]
-    gains = own.mT.unsqueeze(1) - base
-    one = gains.clamp(min=0).add(base).sum(0).argmax(0)  # [J]
-    targets = gains.gt(0).gather(1, one.expand(len(counts), 1, -1)).squeeze(1).mT
+    weights, variances, _ = fit_own(moments.regimes(usable), price=0.0)
+    across = weights.movedim(-2, -3)  # [*, m, one, J]
+    products = (gram.flatten(-3, -2) @ across.flatten(-2)).unflatten(-1, across.shape[-2:])
+    products = products.unflatten(-3, gram.shape[-3:-1])  # [*, K, m, one, J]
+    fitted = (products * across.unsqueeze(-4)).sum(-3)
+    explained = torch.einsum("...kmj,...omj->...koj", cross, weights)
+    squares = square.unsqueeze(-2) - 2 * explained + fitted
+    base = gaussian(squares, variances.unsqueeze(-3), counts[:, None, None])  # [*, K, one, J]
+    gains = own.mT.unsqueeze(-2) - base
+    one = gains.clamp(min=0).add(base).sum(-3).argmax(-2)[..., None, None, :]  # [*, 1, 1, J]
+    every = one.expand(*gains.shape[:-2], 1, -1)
+    targets = gains.gt(0).gather(-2, every).squeeze(-2).mT
     few = (~targets).to(own) @ counts < 2 * gram.shape[-1]
     return targets & ~few.unsqueeze(-1) & (counts > 0)
 

@@ -106,8 +106,11 @@ class StructureProblem:
 
         def make() -> Tensor:
             scores = self._rough(components, parts[part])
-            fixed: Tensor = search(scores.with_fixed_spread(), nodes, **self.limits).adjacency
-            return self.climb(scores, fixed).adjacency if self.assumed.varying else fixed
+            fixed = scores.with_fixed_spread()
+            if nodes <= EXACT:
+                fixed.ask_all(self.rules)
+            graph: Tensor = search(fixed, nodes, **self.limits).adjacency
+            return self.climb(scores, graph).adjacency if self.assumed.varying else graph
 
         return self._once(part, components, make)
 
