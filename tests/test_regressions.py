@@ -11,9 +11,11 @@ from pyro_causal.infer._regressions import (
     RandomFeatures,
     Shared,
     choose_targets,
+    exchange,
     fit_own,
     fit_shared,
     take,
+    unlike_one,
 )
 
 SIZES = [300, 200, 250, 150]
@@ -130,6 +132,70 @@ def test_a_batch_is_what_each_set_of_features_is_alone():
     for k in range(len(ys)):
         for part, expected in zip(found, chosen(moments[k], own[k]), strict=True):
             torch.testing.assert_close(part[k], expected)
+
+
+def one_at_a_time(moments, own, targets):
+    """The exchange of one response, step by step."""
+    least, empty = 2 * moments.gram.shape[-1], {*(moments.counts == 0).nonzero().flatten().tolist()}
+    barred, steps = set(empty), []
+
+    def fit(targets):
+        return fit_shared(moments, own[None], targets[None])
+
+    while True:
+        gains = {}
+        for k in range(len(own)):
+            rest = moments.counts[~targets].sum()
+            few = not targets[k] and rest - moments.counts[k] < least
+            gain = (own[k] - fit(targets).base[0, k]).item() * (-1 if targets[k] else 1)
+            if gain > 0 and k not in barred and not few:
+                gains[k] = gain
+        if not gains:
+            return targets, steps
+        regime = max(gains, key=gains.__getitem__)
+        trial = targets.clone()
+        trial[regime] ^= True
+        better = fit(trial).total > fit(targets).total + 1e-6
+        steps.append(regime)
+        if better:
+            targets, barred = trial, empty | {regime}
+        else:
+            barred.add(regime)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_regimes_change_sides_one_at_a_time(seed):
+    torch.manual_seed(seed)
+    sizes = [300, 4, 250, 2, 0, 344]
+    sets = []
+    for _ in range(3):
+        a, y = mixture(shifted=(), noise=1.0)
+        moments = Moments.of(a, y + torch.randn(900, 1) * torch.rand(()), sizes)
+        base = fit_shared(moments, torch.zeros(2, 6).double(), torch.zeros(2, 6).bool()).base
+        own = base + 30 * torch.randn(2, 6)  # as if laws of their own were good or bad at random
+        sets.append((moments, own, (torch.rand(2, 6) < 0.4) & (moments.counts < 300)))
+    many = Moments.stack([moments for moments, _, _ in sets])
+    found = exchange(many, *(torch.stack(part) for part in list(zip(*sets, strict=True))[1:]))
+    ways = []
+    for k, (moments, own, start) in enumerate(sets):
+        for j in range(2):
+            expected, steps = one_at_a_time(moments.responses([j]), own[j], start[j])
+            ways.append(steps)
+            assert torch.equal(found.targets[k, j], expected)
+            fit = fit_shared(moments.responses([j]), own[j, None], expected[None])
+            torch.testing.assert_close(found.total[k, j], fit.total[0])
+    assert len({len(steps) for steps in ways}) > 2  # some end before others
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_better_of_two_starts_counts(seed):
+    torch.manual_seed(seed)
+    a, y = mixture(shifted=(), noise=1.0)
+    moments = Moments.stack([Moments.of(a, y, SIZES)])
+    none = torch.zeros(1, 2, 4).bool()
+    own = fit_shared(moments, none.double(), none).base + 20 * torch.randn(1, 2, 4)
+    totals = [exchange(moments, own, start).total for start in (none, unlike_one(moments, own))]
+    torch.testing.assert_close(choose_targets(moments, own).total, torch.maximum(*totals))
 
 
 def test_targets_are_the_regimes_that_differ():

@@ -11,11 +11,13 @@ from pyro_causal.infer._gaussian_start import fit_gaussians, responsibilities
 from pyro_causal.infer._given_graph import Fit
 from pyro_causal.infer._local_scores import edge_rules
 from pyro_causal.infer._node_scores import NodeScores
-from pyro_causal.infer._regime_laws import RegimeLaws
+from pyro_causal.infer._regime_laws import RegimeLaws, weighted_moments
 from pyro_causal.infer._regressions import Assumptions, RandomFeatures
 from pyro_causal.infer.priors import graph_prior
 from pyro_causal.infer.structural_em import structural_em
 from pyro_causal.metrics import adjusted_rand_index, hamming_distance
+
+CLOSE = {"rtol": 1e-3, "atol": 0.05}
 
 
 def chain(size=4000, *, bend=False, imperfect=False):
@@ -106,6 +108,12 @@ def test_an_imperfect_law_of_its_own_is_chosen_where_it_predicts():
     assert torch.equal(targets_of(imperfect).long(), TARGETS)
     assert imperfect((0,), (1,)) > perfect((0,), (1,)) + 500
     torch.testing.assert_close(imperfect((), (1,)), perfect((), (1,)), rtol=0.05, atol=0.0)
+
+
+def test_a_regression_of_its_own_is_left_out_where_it_does_not_pay():
+    x, z = chain()
+    perfect, imperfect = scores_of(x, z), scores_of(x, z, imperfect=True)
+    assert imperfect((0,), (1,)) == perfect((0,), (1,))
 
 
 KNOWN = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]]).bool()
@@ -207,6 +215,17 @@ def test_each_parameter_of_an_own_regression_is_paid_for():
     roots, effects = laws._own(0, q)[1], laws._own(1, q)[1]
     assert roots.tolist() == pytest.approx([2 * laws.penalty + laws.target] * 4)
     assert (effects - roots).tolist() == pytest.approx([laws.penalty] * 3 + [0])
+
+
+def test_regressions_are_of_all_rows_by_their_weights():
+    torch.manual_seed(0)
+    x = torch.randn(5000, 4).double()
+    y = x @ torch.tensor([1.0, -2.0, 0.5, 0.0]).double() + torch.randn(5000).double()
+    weights = torch.rand(3, 5000).double() ** torch.tensor([[1], [8], [3]])
+    weights[2] *= 0.01
+    gram, cross = weighted_moments(x, y, weights)
+    torch.testing.assert_close(gram, torch.einsum("kn,ni,nj->kij", weights, x, x), **CLOSE)
+    torch.testing.assert_close(cross, torch.einsum("kn,ni,n->ki", weights, x, y), **CLOSE)
 
 
 # ---- the start --------------------------------------------------------------------------------

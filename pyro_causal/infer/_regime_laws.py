@@ -23,7 +23,7 @@ from pyro_causal.infer._regressions import (
 )
 from pyro_causal.infer._varying_scale import FEWEST, fit_varying, grow_targets
 
-__all__ = ["RegimeLaws", "VaryingLaws"]
+__all__ = ["RegimeLaws", "VaryingLaws", "weighted_moments"]
 
 LATELY = 3  # responsibilities: of a fit, of a change of it, and their rows that are not held out
 KNOWN = 500  # densities of all rows that are kept
@@ -187,14 +187,14 @@ class VaryingLaws(RegimeLaws):
 
 def _regress(features: Tensor, y: Tensor, weights: Tensor, **options: float) -> Tensor:
     """The log-densities of rows under regressions, one for each row of weights: ``[K, N]``."""
-    gram, cross = _weighted_moments(features, y, weights)
+    gram, cross = weighted_moments(features, y, weights)
     coefficients = ridge(gram, cross.unsqueeze(-1), **options).squeeze(-1)
     squares = (y - coefficients @ features.mT).square()
     variance = (weights * squares).sum(1) / weights.sum(1).clamp(min=1)
     return gaussian(squares, variance.clamp(min=FLOOR).unsqueeze(1))
 
 
-def _weighted_moments(features: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def weighted_moments(features: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Second moments ``[K, m, m]`` and those with the response ``[K, m]``, some rows at a time.
 
     All rows at once would not stay in the cache of a processor. Most rows are nearly nothing in

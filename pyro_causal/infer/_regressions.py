@@ -240,15 +240,15 @@ def choose_targets(moments: Moments, own: Tensor) -> Shared:
     """
     size = own.shape[1]
     each = torch.arange(size, device=own.device)
-    starts = torch.cat([torch.zeros_like(own, dtype=torch.bool), _unlike_one(moments, own)], 1)
-    both = _exchange(moments.responses(each.repeat(2)), own.repeat(1, 2, 1), starts)
+    starts = torch.cat([torch.zeros_like(own, dtype=torch.bool), unlike_one(moments, own)], 1)
+    both = exchange(moments.responses(each.repeat(2)), own.repeat(1, 2, 1), starts)
     first, second = (
         Shared(*parts) for parts in zip(*(x.split(size, 1) for x in both), strict=True)
     )
     return second.where(second.total > first.total, first)
 
 
-def _exchange(moments: Moments, own: Tensor, targets: Tensor) -> Shared:
+def exchange(moments: Moments, own: Tensor, targets: Tensor) -> Shared:
     """Change sides one at a time, each response by itself."""
     found = now = fit_shared(moments, own, targets)
     counts, least = moments.counts, 2 * moments.gram.shape[-1]
@@ -276,7 +276,7 @@ def _exchange(moments: Moments, own: Tensor, targets: Tensor) -> Shared:
         now = new.where(better, now)
 
 
-def _unlike_one(moments: Moments, own: Tensor) -> Tensor:
+def unlike_one(moments: Moments, own: Tensor) -> Tensor:
     """The regimes which the regression of one of them explains less well than their own laws.
 
     Of all that have the rows for a regression the best is taken, for each response; targets
