@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from pyro_causal.infer.acyclicity import is_dag
 from pyro_causal.infer.priors import BernoulliGraph
 
-__all__ = ["EdgeRules", "LocalScores", "Parents", "Score", "edge_rules"]
+__all__ = ["EdgeRules", "LocalScores", "Parents", "Score", "edge_rules", "every_set"]
 
 Parents: TypeAlias = tuple[int, ...]
 Score: TypeAlias = Callable[[Parents, tuple[int, ...]], Tensor]
@@ -24,6 +25,26 @@ class EdgeRules(NamedTuple):
     required: Tensor  # [d, d]
     forbidden: Tensor  # [d, d]
     max_parents: int
+
+    def excluded(self, member: Tensor) -> Tensor:
+        """Which nodes may not have which sets of parents, both as booleans ``[S, d]``."""
+        some = member.double()
+        excluded = member | (some @ self.forbidden.double() > 0)
+        excluded |= (1 - some) @ self.required.double() > 0
+        return excluded | (member.sum(1, keepdim=True) > self.max_parents)
+
+    def families(self) -> list[tuple[Parents, tuple[int, ...]]]:
+        """All sets of parents that some nodes may have, with those nodes."""
+        nodes = len(self.odds)
+        member = every_set(nodes)
+        pairs = zip(member.tolist(), (~self.excluded(member)).tolist(), strict=True)
+        both = ((tuple(compress(range(nodes), which)) for which in pair) for pair in pairs)
+        return [(parents, having) for parents, having in both if having]
+
+
+def every_set(nodes: int) -> Tensor:
+    """All sets of nodes, as booleans ``[2^d, d]``."""
+    return (torch.arange(2**nodes)[:, None] >> torch.arange(nodes)) & 1 == 1
 
 
 def edge_rules(

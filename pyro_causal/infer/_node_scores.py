@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -19,7 +18,7 @@ from pyro_causal.infer._fitted_units import (
     first_units,
     fit_units,
 )
-from pyro_causal.infer._local_scores import EdgeRules
+from pyro_causal.infer._local_scores import Parents
 from pyro_causal.infer._regressions import (
     OWN,
     Assumptions,
@@ -43,9 +42,10 @@ from pyro_causal.infer._varying_scale import (
 __all__ = ["FittedScores", "NodeScores"]
 
 WORST = -50.0  # the log-density of a row at least, so that single rows decide nothing
-AT_ONCE = 16  # sets of parents
+MOST = 16  # sets of parents at once
+NUMBERS = 10_000_000  # kept for them, about
 
-Asked: TypeAlias = tuple[tuple[int, ...], list[int]]  # parents, and nodes that may have them
+Asked: TypeAlias = tuple[Parents, tuple[int, ...]]  # parents, and nodes
 
 
 class NodeScores:
@@ -93,7 +93,7 @@ class NodeScores:
         """The scores ``[len(nodes)]`` of nodes that all have these parents."""
         new = [node for node in nodes if (node, parents) not in self.found]
         if new:
-            self._find([(parents, new)])
+            self._find([(parents, tuple(new))])
         return torch.stack([self.found[node, parents][0] for node in nodes])
 
     def with_fixed_spread(self) -> NodeScores:
@@ -102,19 +102,18 @@ class NodeScores:
         other.assumed, other.found = self.assumed._replace(varying=False), {}
         return other
 
-    def ask_all(self, rules: EdgeRules) -> None:
-        """Find the scores of all sets of parents that some node may have, many at once."""
-        nodes = range(self.x.shape[1])
-        for size in range(min(rules.max_parents, len(nodes) - 1) + 1):
-            every = itertools.combinations(nodes, size)
-            families = [(parents, [j for j in nodes if j not in parents]) for parents in every]
-            families = [
-                (parents, others)
-                for parents, others in families
-                if not rules.forbidden[list(parents)].any(0)[others].all()
-            ]
-            for first in range(0, len(families), AT_ONCE):
-                self._find(families[first : first + AT_ONCE])
+    def ask_all(self, families: Sequence[Asked]) -> None:
+        """Find the scores of many sets of parents, as many at once as memory allows."""
+        alike: dict[tuple[int, int], list[Asked]] = {}
+        for parents, nodes in families:
+            alike.setdefault((len(parents), len(nodes)), []).append((parents, nodes))
+        rows, regimes = self.features.columns.shape[1], self.regimes
+        for (parents_each, nodes_each), group in alike.items():
+            features = 1 + parents_each + self.features.units
+            numbers = features * (rows + regimes**2 * nodes_each)
+            many = min(max(1, NUMBERS // numbers), MOST)
+            for first in range(0, len(group), many):
+                self._find(group[first : first + many])
 
     def _find(self, families: Sequence[Asked]) -> None:
         """Score sets of parents and nodes, of the same numbers each."""
@@ -131,9 +130,10 @@ class NodeScores:
         *,
         chosen: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Scores ``[B, J]`` and targets ``[B, J, K]`` of sets of parents and their J nodes each.
+        """Scores ``[B, J]`` and targets ``[B, J, K]`` of B sets of parents and J nodes of each.
 
-        By features of all rows for each set, perhaps with targets ``[K]`` where spreads vary.
+        All sets have the same size, and features ``[N, m]`` of all rows each; where spreads vary,
+        targets ``[K]`` may be given.
         """
         index = torch.tensor([nodes for _, nodes in families], device=self.x.device)
         fitted = [features[: len(self.x)] for features in every]
@@ -272,7 +272,7 @@ class FittedScores:
         start = first_units(x, directions[list(parents), :UNITS], kinks[list(parents), :UNITS])
         units = fit_units(x, rough.x[rows, node], start)
         every = FittedFeatures(rough.features, {family: units})(parents, node)
-        score = rough.score_by([every], [(parents, [node])], chosen=targets)[0][0, 0]
+        score = rough.score_by([every], [(parents, (node,))], chosen=targets)[0][0, 0]
         if score > least:
             self.units[family] = units
         return torch.maximum(score, least)

@@ -21,14 +21,14 @@ from pyro_causal.infer._regressions import (
     ridge,
     take,
 )
-from pyro_causal.infer._varying_scale import FEWEST, fit_varying, grow_targets
+from pyro_causal.infer._varying_scale import FEWEST, LIGHTEST, fit_varying, grow_targets
 
 __all__ = ["RegimeLaws", "VaryingLaws", "weighted_moments"]
 
 LATELY = 3  # responsibilities: of a fit, of a change of it, and their rows that are not held out
 KNOWN = 500  # densities of all rows that are kept
 DIGITS = 1e4  # weights that are the same up to these give the same law
-NOTHING = 1e-4  # of a row, in a regime
+LEFT_OUT = 0.1  # of the weight of all rows, at most
 AT_ONCE = 1000  # rows
 
 
@@ -198,13 +198,16 @@ def weighted_moments(features: Tensor, y: Tensor, weights: Tensor) -> tuple[Tens
     """Second moments ``[K, m, m]`` and those with the response ``[K, m]``, some rows at a time.
 
     All rows at once would not stay in the cache of a processor. Most rows are nearly nothing in
-    most regimes, and left out there.
+    most regimes, and left out there, unless these are all that a regime has.
+
+    **Shapes**: ``features [N, m]``, ``y [N]``, ``weights [K, N]``.
     """
     size, regimes = features.shape[1], len(weights)
     gram = features.new_zeros(regimes, size, size)
     cross = features.new_zeros(regimes, size)
     for k, weight in enumerate(weights):
-        for rows in (weight > NOTHING).nonzero().squeeze(1).split(AT_ONCE):
+        least = (LEFT_OUT * weight.mean()).clamp(max=LIGHTEST)
+        for rows in (weight > least).nonzero().squeeze(1).split(AT_ONCE):
             a = features[rows]
             weighted = (a * weight[rows].unsqueeze(1)).mT
             gram[k].addmm_(weighted, a)

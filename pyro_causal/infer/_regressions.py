@@ -19,11 +19,15 @@ __all__ = [
     "RandomFeatures",
     "Shared",
     "choose_targets",
+    "exchange",
     "fit_own",
     "fit_shared",
     "gaussian",
     "parameter_price",
     "ridge",
+    "ridge_factor",
+    "take",
+    "unlike_one",
 ]
 
 FLOOR = 1e-10  # of variances, where variables have variance one
@@ -249,8 +253,12 @@ def choose_targets(moments: Moments, own: Tensor) -> Shared:
 
 
 def exchange(moments: Moments, own: Tensor, targets: Tensor) -> Shared:
-    """Change sides one at a time, each response by itself."""
-    found = now = fit_shared(moments, own, targets)
+    """Let regimes change sides one at a time, for each response by itself.
+
+    **Shapes**: ``own`` and ``targets``, those to start from, ``[B, J, K]``, with moments of a batch
+    of B.
+    """
+    found = now = fit_shared(moments, own, targets.clone())
     counts, least = moments.counts, 2 * moments.gram.shape[-1]
     barred = (counts == 0).expand_as(own)
     live = torch.arange(len(own), device=own.device)
@@ -279,8 +287,9 @@ def exchange(moments: Moments, own: Tensor, targets: Tensor) -> Shared:
 def unlike_one(moments: Moments, own: Tensor) -> Tensor:
     """The regimes which the regression of one of them explains less well than their own laws.
 
-    Of all that have the rows for a regression the best is taken, for each response; targets
-    ``[*, J, K]``.
+    Of all that have the rows for a regression the best is taken, for each response.
+
+    **Shapes**: ``own [*, J, K]``; targets ``[*, J, K]``, booleans.
     """
     counts, gram, cross, square = moments
     usable = counts >= 2 * gram.shape[-1]

@@ -108,7 +108,7 @@ class StructureProblem:
             scores = self._rough(components, parts[part])
             fixed = scores.with_fixed_spread()
             if nodes <= EXACT:
-                fixed.ask_all(self.rules)
+                fixed.ask_all(self.rules.families())
             graph: Tensor = search(fixed, nodes, **self.limits).adjacency
             return self.climb(scores, graph).adjacency if self.assumed.varying else graph
 

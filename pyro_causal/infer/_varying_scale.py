@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_causal.infer._regressions import FLOOR, gaussian, ridge, ridge_factor, take
 
-__all__ = ["FEWEST", "VaryingLaw", "fit_varying", "grow_targets"]
+__all__ = ["FEWEST", "LIGHTEST", "VaryingLaw", "fit_varying", "grow_targets"]
 
 FEWEST = 3  # rows for each feature
 UNITS = 30  # random features of the log-variance, and of the tilt
@@ -19,7 +19,7 @@ SHRINKAGE = 1e-5  # of the mean; held-out rows like it better than the smaller o
 DAMPING = 1e-3  # of steps to the log-variance
 STEPS = 6
 ROWS = 4000  # about, that a law is fitted to
-LIGHTEST = 1e-4  # weight of them
+LIGHTEST = 1e-4  # weight of rows that count
 TRIES = 3  # regimes, before it ends
 PARTS = 4  # of the mixture that is the shape of residuals
 SHAPE_STEPS = 15

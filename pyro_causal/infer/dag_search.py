@@ -11,14 +11,13 @@ may return any of the best graphs.
 
 from __future__ import annotations
 
-import itertools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_causal.infer._climber import Climber
-from pyro_causal.infer._local_scores import EdgeRules, LocalScores, Score, edge_rules
+from pyro_causal.infer._local_scores import EdgeRules, LocalScores, Score, edge_rules, every_set
 from pyro_causal.infer.acyclicity import is_dag
 from pyro_causal.infer.priors import BernoulliGraph
 
@@ -88,7 +87,7 @@ def exact_dag(
         )
     rules = edge_rules("exact_dag", nodes, prior, max_parents)
     scores = LocalScores(score, rules.odds, "exact_dag")
-    member = (torch.arange(2**nodes)[:, None] >> torch.arange(nodes)) & 1 == 1
+    member = every_set(nodes)
     best, choice = _best_parents(_all_scores(scores, rules, member))
     total, last = _best_sinks(best, member)
     adjacency = torch.zeros(nodes, nodes, dtype=torch.long)
@@ -102,20 +101,9 @@ def exact_dag(
 
 def _all_scores(scores: LocalScores, rules: EdgeRules, member: Tensor) -> Tensor:
     """The score of each set of parents and each node, -inf where they are excluded: [2^d, d]."""
-    some = member.double()
-    excluded = member | (some @ rules.forbidden.double() > 0)
-    excluded |= (1 - some) @ rules.required.double() > 0
-    excluded |= member.sum(1, keepdim=True) > rules.max_parents
-    everyone = range(member.shape[1])
-    asked = [
-        scores.ask(
-            tuple(itertools.compress(everyone, parents)),
-            tuple(itertools.compress(everyone, having)),
-        )
-        for parents, having in zip(member.tolist(), (~excluded).tolist(), strict=True)
-        if any(having)
-    ]
-    table = (some @ rules.odds).masked_fill(excluded, -torch.inf)
+    excluded = rules.excluded(member)
+    asked = [scores.ask(parents, having) for parents, having in rules.families()]
+    table = (member.double() @ rules.odds).masked_fill(excluded, -torch.inf)
     table[~excluded] += torch.cat(asked)
     return table
 
