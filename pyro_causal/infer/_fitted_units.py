@@ -16,12 +16,13 @@ Family: TypeAlias = tuple[int, tuple[int, ...]]  # a node and its parents
 
 UNITS = 24
 ROWS = 3000  # about, that they are fitted to
-STEPS = 30
-ENOUGH = 1e-3  # of the mean square; two steps in a row that gain less are the last
+STEPS = 20
+ENOUGH = 5e-3  # of the mean square; two steps in a row that gain less are the last
 TRIES = 5  # dampings, before it ends
 DAMPING, MORE, LESS = 1e-2, 5.0, 3.0  # at first; by what it rises after a step that fails, or falls
 LEAST = 1e-10  # of the largest variance of the parents, in any direction
 FLAT = 1e-6  # of the mean curvature, in directions without any
+RIDGE = 1e-9  # of features' second moments; precise laws need it small
 
 
 class Units(NamedTuple):
@@ -51,32 +52,34 @@ def fit_units(x: Tensor, y: Tensor, start: Units) -> Units:
     .. math:: y \approx a^\top \bigl(1, x, \max(0, v_m^\top x - c_m)\bigr)
 
     Steps are those of Gauss and Newton, damped (Levenberg-Marquardt), on parents without
-    correlations. They often come near a function of several variables that bends at few places,
-    where noise is small, for which gradient descent takes too long. They end in a local optimum.
+    correlations; after each, the weights a are those of least squares for the units there are. They
+    often come near a function of several variables that bends at few places, where noise is small,
+    for which gradient descent takes too long. They end in a local optimum.
 
     **Shapes**: ``x [N, p]``, ``y [N]``; ``start``, units of p variables.
 
     **References**: *A method for the solution of certain non-linear problems in least squares*
-    (Levenberg 1944).
+    (Levenberg 1944); *The differentiation of pseudo-inverses and nonlinear least squares problems
+    whose variables separate* (Golub & Pereyra 1973).
     """
     white = _Whitening(x)
     units = Units(white.there(start.directions), start.kinks - white.mean @ start.directions)
     x, y = white(x), (y - y.mean()) / y.std().clamp(min=1e-12)
-    outer = _outer(x, y, units)
-    error, damping, idle = _error(x, y, units, outer), DAMPING, 0
+    outer, error = _least_squares(x, y, units)
+    damping, idle = DAMPING, 0
     for _ in range(STEPS):
         jacobian = _jacobian(x, units, outer)
         curvature, slope = jacobian @ jacobian.mT, jacobian @ error
         before = error.square().mean()
         for _ in range(TRIES):
-            trial = _step(curvature, slope, damping, units, outer)
-            after = _error(x, y, *trial)
+            trial = _step(curvature, slope, damping, units)
+            weights, after = _least_squares(x, y, trial)
             if after.square().mean() < before:
                 break
             damping *= MORE
         else:
             break
-        (units, outer), error = trial, after
+        units, outer, error = trial, weights, after
         damping = max(damping / LESS, 1e-9)
         idle = idle + 1 if error.square().mean() > (1 - ENOUGH) * before else 0
         if idle == 2:
@@ -107,17 +110,14 @@ def _base(x: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(x[:, :1]), x], 1)
 
 
-def _outer(x: Tensor, y: Tensor, units: Units) -> Tensor:
-    """The weights of a constant, of x and of units by least squares: ``[1 + p + M]``."""
+def _least_squares(x: Tensor, y: Tensor, units: Units) -> tuple[Tensor, Tensor]:
+    """The weights of a constant, of x and of units, ``[1 + p + M]``, and what is left of y."""
     a = torch.cat([_base(x), units(x)], 1)
     gram = a.mT @ a
     diagonal = gram.diagonal()
-    gram = gram + torch.diag(FLAT * (diagonal + diagonal.mean()))
-    return torch.linalg.solve(gram, a.mT @ y)
-
-
-def _error(x: Tensor, y: Tensor, units: Units, outer: Tensor) -> Tensor:
-    return y - torch.cat([_base(x), units(x)], 1) @ outer
+    gram = gram + torch.diag(RIDGE * (diagonal + diagonal.mean()))
+    weights = torch.linalg.solve_ex(gram, a.mT @ y)[0]
+    return weights, y - a @ weights
 
 
 def _jacobian(x: Tensor, units: Units, outer: Tensor) -> Tensor:
@@ -128,19 +128,16 @@ def _jacobian(x: Tensor, units: Units, outer: Tensor) -> Tensor:
     return torch.cat([along.flatten(0, 1), -bends, _base(x).mT, h])
 
 
-def _step(
-    curvature: Tensor, slope: Tensor, damping: float, units: Units, outer: Tensor
-) -> tuple[Units, Tensor]:
+def _step(curvature: Tensor, slope: Tensor, damping: float, units: Units) -> Units:
     diagonal = curvature.diagonal()
     damped = curvature + torch.diag(damping * (diagonal + FLAT * diagonal.mean()))
     factor, failed = torch.linalg.cholesky_ex(damped)
     if failed:
-        return units, outer
+        return units
     change = torch.cholesky_solve(slope.unsqueeze(1), factor).squeeze(1)
     size, number = units.directions.numel(), len(units.kinks)
-    directions, kinks, weights = change.split([size, number, len(outer)])
-    moved = Units(units.directions + directions.view_as(units.directions), units.kinks + kinks)
-    return moved, outer + weights
+    directions, kinks = change[: size + number].split([size, number])
+    return Units(units.directions + directions.view_as(units.directions), units.kinks + kinks)
 
 
 class FittedFeatures:
