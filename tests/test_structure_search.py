@@ -433,7 +433,7 @@ def test_where_regimes_are_known_every_first_graph_goes_on(monkeypatch, known):
     monkeypatch.setattr(StructureProblem, "first", lambda *_: iter(firsts))
     went, seen = [], []
 
-    def improve(_, graph, fit, starts, tried, rounds):
+    def improve(_, graph, fit, starts, tried, within):
         went.append(fit.score)
         seen.append(len(tried))
         return graph, fit._replace(score=ends[fit.score])
@@ -443,6 +443,49 @@ def test_where_regimes_are_known_every_first_graph_goes_on(monkeypatch, known):
     assert went == ([3.0, 2.0, 1.0] if known else [3.0]) and set(seen) == {3}
     assert fit.score == (6.0 if known else 4.0)
     assert torch.equal(graph, graphs[1 if known else 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "score", "went"),
+    [
+        ({}, 2.0, [3.0, 2.0, 6.0]),  # the better after a round of each
+        ({}, 3.0 - 700, [3.0]),  # far worse
+        ({"imperfect": False}, 2.0, [3.0]),
+        ({"varying": True}, 2.0, [3.0]),
+        ({"units": 0}, 2.0, [3.0]),
+        ({"prior": graph_prior(6, required=[(0, 1)])}, 2.0, [3.0]),
+        ({"prior": graph_prior(6, forbidden=[(1, 0)])}, 2.0, [3.0]),
+        ({"prior": graph_prior(6, forbidden=[(0, 1), (5, 0)])}, 2.0, [3.0, 2.0, 6.0]),
+    ],
+)
+def test_the_first_graph_with_all_edges_reversed_goes_on_as_well(monkeypatch, options, score, went):
+    x = torch.randn(300, 6).double()
+    start, none = components(torch.arange(300) % 2, 2), torch.zeros(2, 6).bool()
+    graph = torch.zeros(6, 6).long()
+    graph[0, 1] = graph[0, 2] = 1
+    first = graph, Fit(start, none, none, 3.0), start
+    seen = []
+
+    def improve(_, graph, fit, starts, tried, within):
+        seen.append((fit.score, within, len(tried)))
+        return graph, fit._replace(score={3.0: 4.0, 2.0: 6.0}.get(fit.score, fit.score))
+
+    monkeypatch.setattr(StructureProblem, "first", lambda *_: iter([first]))
+    monkeypatch.setattr(StructureProblem, "scores", lambda *_: None)
+    monkeypatch.setattr(
+        StructureProblem, "fit", lambda _, graph, starts, scores: first[1]._replace(score=score)
+    )
+    monkeypatch.setattr(_structure_search, "_improve", improve)
+    found, _, _ = find_structure(
+        problem(x, **{"imperfect": True, "units": 10, **options}), [start], rounds=4
+    )
+    assert [one for one, *_ in seen] == went
+    assert torch.equal(found, graph.mT if 2.0 in went else graph)
+    if 2.0 in went:
+        assert [within for _, within, _ in seen] == [range(1), range(1), range(1, 4)]
+        assert {number for *_, number in seen} == {2}
+    else:
+        assert seen == [(3.0, range(4), 1)]
 
 
 def test_what_depends_on_regimes_is_made_again_where_they_change(monkeypatch):

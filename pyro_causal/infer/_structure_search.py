@@ -26,6 +26,7 @@ from pyro_causal.infer.priors import BernoulliGraph
 __all__ = ["SMALL", "StructureProblem", "edge_log_odds", "find_structure"]
 
 Scores: TypeAlias = NodeScores | FittedScores
+Head: TypeAlias = tuple[Tensor, Fit, Components]  # a graph, its regimes, and where these started
 Made = TypeVar("Made")
 
 EXACT = 11  # nodes, up to which all graphs are compared
@@ -34,6 +35,7 @@ FITTED_PATIENCE = 2  # of one by fitted units
 FEW = 30  # random features in a search through all graphs
 REVERSALS = 2  # of edges, tried from one graph
 HOPELESS = 0.05  # nats for a row, that fewer or more components do not win back
+FAR = 2.0  # nats for a row, that a round does not win back
 BIRTHS = 2  # times that there are more
 SMALL = 5  # variables, which tell less of regimes
 STRICTER = 3  # times the price of targets in searches where spreads vary
@@ -86,7 +88,7 @@ class StructureProblem:
             edge=self.edge,
         )
 
-    def first(self, starts: Sequence[Components]) -> Iterator[tuple[Tensor, Fit, Components]]:
+    def first(self, starts: Sequence[Components]) -> Iterator[Head]:
         """A graph for each start and each part of the features, its regimes, and the start."""
         parts = len(self.features.parts(FEW))
         for k in range(max(len(starts), parts)):
@@ -233,17 +235,43 @@ def find_structure(
     Next come the best graph for the regimes that were found, and graphs with one edge reversed.
     Each has regimes of its own, from those and from the best start, with few variables from all.
     The scores returned are those of the regimes found.
+
+    Where laws of any shape keep their parents, the best graph may have nearly all edges the wrong
+    way round, as regimes that are poor tell little of directions. So the one with all of them
+    reversed goes on as well, and after a round of each the better one.
     """
-    firsts = [*problem.first(starts)]
-    tried = [graph for graph, *_ in firsts]
+    heads, done = [*problem.first(starts)], 0
+    tried = [graph for graph, *_ in heads]
+
+    def go_on(head: Head, within: range) -> Head:
+        graph, fit, start = head
+        again = starts if len(graph) <= SMALL else [start]
+        return *_improve(problem, graph, fit, again, tried, within), start
+
     if any((start.allowed.sum(1) > 1).any() for start in starts):
-        firsts = [max(firsts, key=lambda first: first[1].score)]
-    ends = [
-        _improve(problem, graph, fit, starts if len(graph) <= SMALL else [start], tried, rounds)
-        for graph, fit, start in firsts
-    ]
-    graph, best = max(ends, key=lambda end: end[1].score)
+        heads = [max(heads, key=_score)]
+        turned = _turned(problem, heads[0]) if rounds else None
+        if turned is not None:
+            tried.append(turned[0])
+            heads = [max((go_on(head, range(1)) for head in (*heads, turned)), key=_score)]
+            done = 1
+    graph, best, _ = max((go_on(head, range(done, rounds)) for head in heads), key=_score)
     return graph, best, problem.scores(best.components)
+
+
+def _score(head: Head) -> float:
+    return head[1].score
+
+
+def _turned(problem: StructureProblem, head: Head) -> Head | None:
+    """The graph with all edges reversed, where it may be the right one and is not far worse."""
+    graph, fit, start = head
+    assumed, other = problem.assumed, graph.mT.contiguous()
+    likely = assumed.imperfect and not assumed.varying and problem.features.units and graph.any()
+    if not likely or problem.rules.excluded(graph.cpu() == 1).diagonal().any():
+        return None
+    turned = problem.fit(other, [start], problem.scores(start))
+    return (other, turned, start) if turned.score > fit.score - FAR * len(problem.x) else None
 
 
 def _improve(
@@ -252,10 +280,10 @@ def _improve(
     best: Fit,
     starts: Sequence[Components],
     tried: list[Tensor],
-    rounds: int,
+    within: range,
 ) -> tuple[Tensor, Fit]:
-    """Go on from a graph to better ones, of those that were not tried."""
-    for k in range(rounds):
+    """Go on from a graph to better ones, of those that were not tried, in some of the rounds."""
+    for k in within:
         scores = problem.scores(best.components)
         if isinstance(scores, FittedScores):  # under which this graph may do better, too
             again = problem.fit(graph, [best.components], scores)
