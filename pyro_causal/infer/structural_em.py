@@ -86,7 +86,8 @@ def structural_em(
     most probable regime, and the best graph is found; in it, laws are fitted to responsibilities,
     and these to laws, until neither moves; components become one, others are added where rows are
     explained badly, and targets are left out, while the score rises. Reversals of the edges that
-    are most in doubt are tried as well. It ends when none of these graphs has a higher score.
+    are most in doubt are tried as well, and that of all edges, at first, where laws of any shape
+    may keep their parents. It ends when none of these graphs has a higher score.
 
     In a search a set of parents is as good as its prediction of a fifth of the rows, under
     regressions by least squares whose residuals are Gaussian. On which regimes a node is a target
