@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pyro_causal.infer import _fitted_units
 from pyro_causal.infer._fitted_units import FittedFeatures, Units, first_units, fit_units
 from pyro_causal.infer._node_scores import FittedScores, NodeScores
 from pyro_causal.infer._regressions import Assumptions, RandomFeatures, ridge
@@ -50,6 +51,25 @@ def test_a_function_with_few_bends_is_found_nearly_to_its_noise():
     assert sorted(fitted)[3] < 1.5 * NOISE  # fits end in local optima, now and then
     assert sorted(rough)[3] > 10 * NOISE
     assert max(fitted) < max(rough)
+
+
+def test_at_every_step_the_weights_are_those_of_least_squares(monkeypatch):
+    torch.manual_seed(0)
+    x, y = sample(500)
+    once, seen = _fitted_units._jacobian, []
+
+    def jacobian(x, units, outer):
+        a = torch.cat([torch.ones_like(x[:, :1]), x, units(x)], 1)
+        seen.append((a, outer))
+        return once(x, units, outer)
+
+    monkeypatch.setattr(_fitted_units, "_jacobian", jacobian)
+    fit_units(x, y, start(x))
+    assert len(seen) > 5
+    response = ((y - y.mean()) / y.std()).unsqueeze(1)
+    for a, outer in seen:
+        best = torch.linalg.lstsq(a, response).solution.squeeze(1)
+        torch.testing.assert_close(a @ outer, a @ best, rtol=0.0, atol=3e-3)
 
 
 def test_a_fit_from_the_same_start_is_the_same():

@@ -236,27 +236,30 @@ def find_structure(
     Each has regimes of its own, from those and from the best start, with few variables from all.
     The scores returned are those of the regimes found.
 
-    Where laws of any shape keep their parents, the best graph may have nearly all edges the wrong
-    way round, as regimes that are poor tell little of directions. So the one with all of them
-    reversed goes on as well, and after a round of each the better one.
+    Where laws of any shape and fixed spreads may keep their parents, the best first graph may have
+    nearly all edges the wrong way round, as poor regimes tell little of directions. So the one with
+    all of them reversed goes on as well, if the rules allow it, and after a round of each the
+    better one.
     """
     heads, done = [*problem.first(starts)], 0
     tried = [graph for graph, *_ in heads]
 
-    def go_on(head: Head, within: range) -> Head:
+    def go_on(head: Head, within: range, tried: list[Tensor]) -> Head:
         graph, fit, start = head
         again = starts if len(graph) <= SMALL else [start]
         return *_improve(problem, graph, fit, again, tried, within), start
 
     if any((start.allowed.sum(1) > 1).any() for start in starts):
-        heads = [max(heads, key=_score)]
-        turned = _turned(problem, heads[0]) if rounds else None
+        best = max(heads, key=_score)
+        turned = _turned(problem, best) if rounds else None
         if turned is not None:
-            tried.append(turned[0])
-            heads = [max((go_on(head, range(1)) for head in (*heads, turned)), key=_score)]
+            also = [turned[0]]  # what is tried with other regimes is another matter
+            best, turned = go_on(best, range(1), tried), go_on(turned, range(1), also)
+            best, tried = (turned, also) if _score(turned) > _score(best) else (best, tried)
             done = 1
-    graph, best, _ = max((go_on(head, range(done, rounds)) for head in heads), key=_score)
-    return graph, best, problem.scores(best.components)
+        heads = [best]
+    graph, fit, _ = max((go_on(head, range(done, rounds), tried) for head in heads), key=_score)
+    return graph, fit, problem.scores(fit.components)
 
 
 def _score(head: Head) -> float:
@@ -270,8 +273,9 @@ def _turned(problem: StructureProblem, head: Head) -> Head | None:
     likely = assumed.imperfect and not assumed.varying and problem.features.units and graph.any()
     if not likely or problem.rules.excluded(graph.cpu() == 1).diagonal().any():
         return None
-    turned = problem.fit(other, [start], problem.scores(start))
-    return (other, turned, start) if turned.score > fit.score - FAR * len(problem.x) else None
+    least = fit.score - FAR * len(problem.x)
+    turned = problem.fit(other, [start], problem.scores(start), rival=least)
+    return (other, turned, start) if turned.score > least else None
 
 
 def _improve(

@@ -87,7 +87,8 @@ def structural_em(
     and these to laws, until neither moves; components become one, others are added where rows are
     explained badly, and targets are left out, while the score rises. Reversals of the edges that
     are most in doubt are tried as well, and that of all edges, at first, where laws of any shape
-    may keep their parents. It ends when none of these graphs has a higher score.
+    (and fixed spread) may keep their parents and the prior allows it. It ends when none of these
+    graphs has a higher score.
 
     In a search a set of parents is as good as its prediction of a fifth of the rows, under
     regressions by least squares whose residuals are Gaussian. On which regimes a node is a target
@@ -150,7 +151,9 @@ def structural_em(
     inference algorithms with interventions*, https://arxiv.org/abs/1705.10220 (one law in all
     regimes but targets, regimes known); *Random features for large-scale kernel machines*
     (Rahimi & Recht 2007); *A method for the solution of certain non-linear problems in least
-    squares* (Levenberg 1944), by which units are fitted; *Differentiable causal discovery under
+    squares* (Levenberg 1944) and *The differentiation of pseudo-inverses and nonlinear least
+    squares problems whose variables separate* (Golub & Pereyra 1973), by which units are fitted;
+    *Differentiable causal discovery under
     latent interventions*, https://arxiv.org/abs/2203.02336, the model, there by gradients; *Noise
     regularization for conditional density estimation*, https://arxiv.org/abs/1907.08982
     (resolution).
