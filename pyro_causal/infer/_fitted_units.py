@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from pyro_causal.infer._regressions import RandomFeatures
+from pyro_causal.infer._regressions import RIDGE, RandomFeatures
 
 __all__ = ["Family", "FittedFeatures", "Units", "first_units", "fit_units"]
 
@@ -22,7 +22,6 @@ TRIES = 5  # dampings, before it ends
 DAMPING, MORE, LESS = 1e-2, 5.0, 3.0  # at first; by what it rises after a step that fails, or falls
 LEAST = 1e-10  # of the largest variance of the parents, in any direction
 FLAT = 1e-6  # of the mean curvature, in directions without any
-RIDGE = 1e-9  # of features' second moments; precise laws need it small
 
 
 class Units(NamedTuple):

@@ -14,6 +14,7 @@ __all__ = [
     "FLOOR",
     "OWN",
     "OWN_RIDGE",
+    "RIDGE",
     "Assumptions",
     "Moments",
     "RandomFeatures",

@@ -153,10 +153,9 @@ def structural_em(
     (Rahimi & Recht 2007); *A method for the solution of certain non-linear problems in least
     squares* (Levenberg 1944) and *The differentiation of pseudo-inverses and nonlinear least
     squares problems whose variables separate* (Golub & Pereyra 1973), by which units are fitted;
-    *Differentiable causal discovery under
-    latent interventions*, https://arxiv.org/abs/2203.02336, the model, there by gradients; *Noise
-    regularization for conditional density estimation*, https://arxiv.org/abs/1907.08982
-    (resolution).
+    *Differentiable causal discovery under latent interventions*, https://arxiv.org/abs/2203.02336,
+    the model, there by gradients; *Noise regularization for conditional density estimation*,
+    https://arxiv.org/abs/1907.08982 (resolution).
 
     **Example**::
 
