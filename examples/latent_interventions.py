@@ -8,7 +8,7 @@ about them::
               unknown         rows and regimes
               known           rows, regimes and their targets
               observational   the rows of regime 0
-              semi            rows, and the regimes of a few (--labelled)
+              semi            rows, and the regimes of a few (--labelled, --kappa)
 
 ``--data file.npz`` has ``x [n, d]`` and perhaps ``z [n]``, regimes as integers (-1 unknown, 0
 observational), and ``targets [K + 1, d]`` of zeros and ones (row 0 all 0). Without it, ten
@@ -236,18 +236,16 @@ def observe(rows: Rows, args: argparse.Namespace) -> Seen:
     if args.variant == "latent" or z is None:
         return Seen(x, None, None, kept, TRUNCATION)
     if args.variant == "observational":
-        kept = z == 0  # one regime, known to have no targets; weights need a second
-        if not kept.any():
+        kept = z == 0  # one regime, known to have no targets
+        if kept.sum() <= x.shape[1]:
             raise ValueError(
-                f"--variant observational: expected rows of regime 0, got the regimes "
-                f"{z.unique().tolist()}. Give observational rows the label 0, or choose another "
-                "variant."
+                f"--variant observational: expected more rows of regime 0 than variables, got "
+                f"{kept.sum()}, of the regimes {z.unique().tolist()}. Give observational rows the "
+                "label 0, or choose another variant."
             )
-        return Seen(x[kept], z[kept], torch.zeros(2, x.shape[1]), kept, 2)
+        return Seen(x[kept], z[kept], torch.zeros(1, x.shape[1]), kept, 2)
     if args.variant == "known" and targets is not None:
-        if len(targets) == 1:
-            targets = torch.cat([targets, torch.zeros_like(targets)])
-        return Seen(x, z, targets, kept, len(targets))
+        return Seen(x, z, targets, kept, max(2, len(targets)))
     if args.labelled is not None and (z < 0).any():
         raise ValueError(
             f"--labelled: expected regimes of all rows, of which to hide some, got {(z < 0).sum()} "
@@ -267,13 +265,15 @@ def discover(
     seen: Seen, cell: Cell, args: argparse.Namespace, *, out: Path | None, progress: bool | None
 ) -> LatentInterventions:
     """Search, then train the mechanisms under the graph found; go on from checkpoints."""
-    preset, x = PRESETS[args.preset], seen.x.to(args.device)
+    preset, x, targets = PRESETS[args.preset], seen.x.to(args.device), seen.targets
+    if targets is not None and len(targets) == 1:  # weights need a second component
+        targets = torch.cat([targets, torch.zeros_like(targets)])
     method = LatentInterventions(
         nodes=x.shape[1],
         density=cell.density,
         intervention=cell.intervention,
         truncation=seen.components,
-        targets=seen.targets,
+        targets=targets,
         edge=args.edge_price,
     ).to(args.device)
     labels = {} if seen.z is None else {"z": seen.z.to(args.device)}
@@ -286,7 +286,7 @@ def discover(
         fit(
             method.model,
             method.guide,
-            loss=method.loss(constraint=None),
+            loss=method.loss(constraint=None, kappa=1.0 if args.kappa is None else args.kappa),
             data=rows,
             epochs=passes * epochs,
             batch_size=batch,
@@ -303,15 +303,16 @@ def findings(method: LatentInterventions, seen: Seen) -> dict[str, Tensor]:
     device, targets = method.rows.device, method.targets.long().cpu()
     labels = {} if seen.z is None else {"z": seen.z.to(device)}
     found = method.responsibilities(seen.x.to(device), **labels).argmax(1).cpu()
-    if seen.z is None or (seen.z < 0).all():
+    if seen.targets is not None:
+        found, targets = found.clamp(max=len(seen.targets) - 1), targets[: len(seen.targets)]
+    elif seen.z is None or (seen.z < 0).all():
         found, targets = number(found, targets)
-    elif seen.targets is None or not targets.any():  # labels are numbers, 0 without targets
-        if not (seen.z == 0).any() and targets[0].any():
+    else:  # labels are numbers, and 0 has no targets
+        if targets[0].any():
             found = found.where(found > 0, len(targets))
             targets = torch.cat([targets, targets[:1]])
         targets = targets[: 1 + int(torch.maximum(found, seen.z).max())].clone()
         targets[found.bincount(minlength=len(targets)) == 0] = 0
-        targets[0] = 0
     regime = torch.full((len(seen.kept),), -1)
     regime[seen.kept] = found
     graph = {"edge_probability": method.edge_probability, "adjacency": method.adjacency}
@@ -536,6 +537,16 @@ def check_flags(args: argparse.Namespace) -> None:
             "it with --variant semi only",
         ),
         (
+            args.kappa is not None and not 0 <= args.kappa <= 1,
+            "--kappa",
+            "a weight from 0 to 1",
+        ),
+        (
+            args.kappa is not None and args.variant != "semi",
+            "--kappa",
+            "it with --variant semi only",
+        ),
+        (
             args.data is not None and args.experiment not in (None, "sachs"),
             "--data",
             f"none, as {args.experiment} is simulated",
@@ -620,6 +631,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--regimes", type=int, help="with interventions; default: one a variable")
     parser.add_argument("--targets-per-regime", type=int, default=1)
     parser.add_argument("--labelled", type=float, help=f"by semi; default: {LABELLED}")
+    parser.add_argument("--kappa", type=float, help="weight of labels in training; default: 1")
     parser.add_argument("--edge-price", type=float, help="nats a row; default: by density")
     parser.add_argument("--reps", type=int, help=f"repetitions of each cell, {REPETITIONS}")
     parser.add_argument("--preset", choices=PRESETS, default="cpu")

@@ -161,7 +161,8 @@ def plot_regimes(
 
     Found targets are filled squares, true ones of the regime that shares most rows are rings. The
     second panel counts the rows of each regime found; the third has the share of the rows of each
-    true regime that is there, and frames around regimes that share most.
+    true regime that is there, and frames around regimes that share most. Where the true
+    regime of fewer than two rows is known, it is left out.
 
     **Shapes** ``targets [K + 1, d]``, ``regime [n]`` (rows with -1 do not count), and those of the
     truth, which may have another K.
@@ -180,6 +181,8 @@ def plot_regimes(
     z, found = torch.as_tensor(regime).cpu(), _matrix(targets).astype(bool)
     names = [f"x{j}" for j in range(found.shape[1])] if names is None else list(names)
     true = None if true_regime is None else torch.as_tensor(true_regime).cpu()
+    if true is not None and ((z >= 0) & (true >= 0)).sum() < 2:
+        true = None
     labels = [f"{k}" for k in range(len(found))]
     ratios = [len(names) + 2, 6] + ([] if true is None else [int(true.max()) + 3])
     figure = make_figure(0.28 * sum(ratios) + 1.6, 0.28 * len(found) + 1.8)

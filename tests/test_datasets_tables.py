@@ -55,6 +55,8 @@ def changed(position: Any, value: float) -> np.ndarray:
         ({"x": changed((4, 1), np.nan)}, r"x: expected finite .* in the columns \[1\]\. Drop"),
         ({"x": changed((4, 2), np.inf)}, r"infinity in the columns \[2\]"),
         ({"x": changed((slice(None), 0), 0.1)}, r"that vary, got one value .* \[0\]\. Drop"),
+        ({"x": 1e200 * changed((0, 0), 1.0)}, r"from 1e-15 to 1e\+15, got .* \[0, 1, 2\]\. Take"),
+        ({"x": 1e-17 * changed((0, 0), 1.0)}, r"standard deviations from .* other units"),
         ({"x": np.full((N, D), "a")}, r"x: expected numbers, got <U1\. Convert"),
         ({"x": np.full((N, D), 1j)}, "x: expected numbers, got complex"),
         (
@@ -95,4 +97,6 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
 def test_no_gap_before_regime_1(tmp_path: Path) -> None:
     z = np.full(N, -1)
     z[:3] = 1, 2, 2
+    assert load_interventional_table(file(tmp_path, z=z))["z"].max() == 2
+    z[:3] = 0, 2, 2  # rows of regime 1 may be among the unknown
     assert load_interventional_table(file(tmp_path, z=z))["z"].max() == 2

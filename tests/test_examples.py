@@ -53,6 +53,7 @@ OTHER_FLAGS = {
         "regimes": None,
         "targets_per_regime": 1,
         "labelled": None,
+        "kappa": None,
         "edge_price": None,
         "reps": None,
         "data": None,
@@ -538,6 +539,45 @@ def test_variants_of_what_is_seen(variant, quick, tmp_path):
         assert found["targets"].shape == (1, 3) and (found["regime"] == 0).all()
 
 
+@pytest.mark.parametrize("variant", ["latent", "unknown", "known", "semi"])
+@pytest.mark.parametrize("known", [0, 1])
+def test_labels_of_hardly_any_rows(variant, known, table, tmp_path):
+    """Targets that are given keep their order, though no row tells which is which."""
+    z = np.full(len(table["x"]), -1)
+    z[:known] = table["z"][:known]
+    np.savez(tmp_path / "file.npz", **(table | {"z": z}))
+    latent(tmp_path / "out", "--data", str(tmp_path / "file.npz"), "--variant", variant)
+    found = findings(tmp_path / "out")
+    if variant == "known":
+        assert np.array_equal(found["targets"], table["targets"])
+        assert (found["regime"] == table["z"]).mean() > 0.7  # mechanisms are hardly trained here
+
+
+def test_a_regime_of_which_no_row_has_its_label(table, tmp_path):
+    z = np.where((table["z"] == 1) | (np.arange(len(table["z"])) % 3 > 0), -1, table["z"])
+    assert sorted({*z.tolist()}) == [-1, 0, 2, 3]
+    np.savez(tmp_path / "file.npz", x=table["x"], z=z)
+    latent(tmp_path / "out", "--data", str(tmp_path / "file.npz"), "--variant", "semi")
+    found = findings(tmp_path / "out")
+    assert np.array_equal(found["regime"][z >= 0], z[z >= 0]) and not found["targets"][0].any()
+
+
+def test_what_a_label_counts_for(table, tmp_path, monkeypatch):
+    weights, script = [], load("latent_interventions")
+    own = script.LatentInterventions.loss
+
+    def loss(self, **options):
+        weights.append(options["kappa"])
+        return own(self, **options)
+
+    monkeypatch.setattr(script.LatentInterventions, "loss", loss)
+    np.savez(tmp_path / "file.npz", **table)
+    flags = "--data", str(tmp_path / "file.npz"), "--variant", "semi"
+    latent(tmp_path / "out", *flags, "--kappa", "0.1")
+    latent(tmp_path / "other", *flags)
+    assert weights == [0.1, 0.1, 1.0, 1.0]
+
+
 def test_labels_and_targets_keep_their_numbers(table, tmp_path):
     np.savez(tmp_path / "file.npz", **table)
     flags = "--data", str(tmp_path / "file.npz"), "--variant"
@@ -578,7 +618,7 @@ def test_rows_of_one_regime(variant, table, tmp_path):
             [3, 1, 3, 3, 1],
         ),
         # A label of 0 is; nobody has component 2.
-        ([0, 1, 0, 0, 1], [[1, 0], [0, 1], [1, 1]], [[0, 0], [0, 1]], [0, 1, 0, 0, 1]),
+        ([0, 1, 0, 0, 1], [[0, 0], [0, 1], [1, 1]], [[0, 0], [0, 1]], [0, 1, 0, 0, 1]),
     ],
 )
 def test_numbers_when_some_labels_are_seen(z, targets, expected, numbers):
@@ -650,7 +690,7 @@ def test_a_variant_without_what_it_needs(variant, arrays, words, table, tmp_path
         (
             [1, 2],
             "--variant observational",
-            r"rows of regime 0, got the regimes \[1, 2\]. Give obs",
+            r"rows of regime 0 than variables, got 0, of the regimes \[1, 2\]. Give obs",
         ),
         ([0, -1], "--variant semi --labelled 0.5", "regimes of all rows, .* got 200 unknown ones"),
     ],
@@ -687,6 +727,8 @@ def test_bad_rows_are_refused_before_any_work(table, tmp_path):
         ("--experiment pairs --reps 0", "--reps: expected a number from 1, got 0"),
         ("--variant semi --labelled 1.5", "--labelled: expected a fraction from 0 to 1, got 1.5"),
         ("--labelled 0.5", "--labelled: expected it with --variant semi only, got 0.5"),
+        ("--variant semi --kappa 2", "--kappa: expected a weight from 0 to 1, got 2.0"),
+        ("--kappa 0.5", "--kappa: expected it with --variant semi only, got 0.5"),
         ("--experiment table1 --data x.npz", "--data: expected none, as table1 is simulated"),
         ("--experiment pairs --edges-per-node 2", "--edges-per-node: .* simulated .* got 2.0"),
         ("--data x.npz --edges-per-node 2", "--edges-per-node: expected it with simulated data"),

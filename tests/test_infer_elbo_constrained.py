@@ -218,22 +218,24 @@ def test_multiplier_and_penalty_follow_the_rule() -> None:
 def test_a_stable_graph_ends_the_rounds() -> None:
     one, other, both = torch.zeros(3, 2, 2)
     one[0, 1] = other[1, 0] = both[0, 1] = both[1, 0] = 0.9
-    matrix = torch.zeros(2, 2)
+    matrix = torch.zeros(2, 2, requires_grad=True)
     loss = AugmentedLagrangianELBO(Trace_ELBO(), trace_exponential, matrix=lambda: matrix, rounds=3)
     seen = []
     for current in (one, one, both, one, one, other, other, 0.5 * both, other, other, other):
-        matrix.copy_(current)
+        matrix.data.copy_(current)
         assert loss.update() is loss.converged
         seen.append(loss.agreed.item())
         assert torch.equal(loss.graph, matrix > 0.5)
     # Half of both has no edge above the threshold, and yet a cycle that matters.
     assert seen == [1, 2, 0, 1, 2, 1, 2, 0, 1, 2, 3]
     assert loss.converged
+    matrix.requires_grad_(False)  # it is held, and has not settled
+    assert not loss.update()
 
 
 def test_the_diagonal_is_no_edge() -> None:
     loss = AugmentedLagrangianELBO(
-        Trace_ELBO(), trace_exponential, matrix=lambda: torch.eye(3), rounds=1
+        Trace_ELBO(), trace_exponential, matrix=torch.eye(3).requires_grad_().clone, rounds=1
     )
     assert loss.update()
     assert not loss.graph.any()

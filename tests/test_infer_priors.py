@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -351,6 +352,9 @@ def test_knowledge_of_edges() -> None:
     )
     torch.testing.assert_close(prior.probs, expected)
     assert graph_prior(4).probs.sum() == 6
+    again = graph_prior(3, probability=graph_prior(3, probability=0.2).probs)  # whose diagonal is 0
+    torch.testing.assert_close(again.probs, graph_prior(3, probability=0.2).probs)
+    assert graph_prior(3, required=[(np.int64(0), np.int64(1))]).probs[0, 1] == 1
     matrix = torch.rand(2, 2, dtype=torch.float64)
     found = graph_prior(2, probability=matrix).probs
     assert found.dtype == torch.float64
@@ -381,6 +385,7 @@ def test_knowledge_of_edges() -> None:
             "c -> a is likely and forbidden, perhaps by what is required",
         ),
         ({"likely": {(0, 1): 1.0}}, "expected probabilities between 0 and 1, got 0.5 to 1. Name"),
+        ({"probability": torch.rand(2, 2)}, r"or \[3, 3\], got shape \(2, 2\). Give one for"),
         ({"probability": 0.0}, "expected probabilities between 0 and 1, got 0 to 0"),
     ],
     ids=str,

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from pyro_causal import CounterfactualPredictive, causal_graph, do, fit, query
 from pyro_causal.datasets import draw_interventional_scm, sample_interventional_table
+from pyro_causal.infer.acyclicity import is_dag
+from pyro_causal.infer.elbo import AugmentedLagrangianELBO
 from pyro_causal.infer.priors import graph_prior
 from pyro_causal.infer.structural_em import structural_em
 from pyro_causal.mechanisms import Recorded
@@ -602,10 +604,73 @@ def test_gradients_find_a_graph_without_a_search() -> None:
     method = LatentInterventions(nodes=D, targets=TARGETS[:3], edge=0.01)
     method.set_normalisation(x)
     assert not torch.equal(method.adjacency, EDGES)
-    data, loss = {"x": x, "z": z}, method.loss(steps=100)
+    data, loss = {"x": x, "z": z}, method.loss()
     fit(method.model, method.guide, loss=loss, data=data, batch_size=400, epochs=200, lr=0.05)
     assert torch.equal(method.adjacency, EDGES)
     assert (method.edge_probability[EDGES == 1] > 0.95).all()
+    assert torch.equal(method.guide.factor("graph").probs > 0.5, EDGES == 1)  # without a cut
+
+
+def test_the_loss_keeps_graphs_acyclic_as_it_is() -> None:
+    """Where nothing tells directions, so that both would be taken."""
+    x = rows(300)
+    method = LatentInterventions(nodes=D, truncation=2).double()
+    method.set_normalisation(x)
+    loss = method.loss()
+    fit(method.model, method.guide, loss=loss, data=x, epochs=1500, lr=0.05)
+    assert isinstance(loss, AugmentedLagrangianELBO) and loss.converged
+    found = method.guide.factor("graph").probs > 0.5
+    assert is_dag(found) and found.any()
+
+
+def test_training_does_not_end_because_a_graph_is_held() -> None:
+    x, z = chain("stochastic", 300)
+    method = LatentInterventions(nodes=D, truncation=3)
+    method.initialise(x, z)
+    loss = method.loss(steps=1)
+    history = fit(method.model, method.guide, loss=loss, data={"x": x, "z": z}, epochs=20)
+    assert len(history.losses) == 20 and not loss.converged
+
+
+def test_label_0_is_the_observational_regime() -> None:
+    """Even where it would pay to take it for a target, and whatever else is in doubt."""
+    x = torch.randn(1500, D)
+    z = (torch.arange(1500) >= 500).long()
+    x[:500, 0] += 4
+    seen = torch.where(torch.arange(1500) % 10 == 0, z, -1)
+    for density in ("linear", "flow"):
+        for kind in KINDS:
+            for labels in (z, seen) if density == "linear" else (z,):
+                method = LatentInterventions(
+                    nodes=D, truncation=2, density=density, intervention=kind
+                )
+                method.initialise(x, labels)
+                assert method.targets.tolist() == [[False] * D, [True, False, False]]
+    method = LatentInterventions(nodes=D, truncation=3)
+    method.initialise(x, z + 1)  # the larger regime is the base then
+    assert method.targets[1].any() and not method.targets[2].any()
+
+
+def test_a_floor_of_spreads() -> None:
+    x = rows()
+    method = LatentInterventions(nodes=D, truncation=2, min_scale=0.25).double()
+    method.set_normalisation(x)
+    with torch.no_grad():
+        method.guide.factors["contexts"].loc[:, -1] = -50.0
+    trace = poutine.trace(method.program()).get_trace()
+    scales = torch.stack([trace.nodes[name]["fn"].scale.squeeze() for name in method.names])
+    torch.testing.assert_close(scales, 0.25 * x.std(0, correction=0))
+    assert not scales.requires_grad
+
+
+def test_particles() -> None:
+    x, method = rows(), make()
+    with torch.no_grad():
+        method.guide.factors["contexts"].log_scale.fill_(0.0)
+    several = [method.loss(num_particles=20).loss(method.model, method.guide, x) for _ in range(9)]
+    alone = [method.loss().loss(method.model, method.guide, x) for _ in range(9)]
+    spread, other = (torch.tensor(losses).std() for losses in (several, alone))
+    assert 0 < spread < other
 
 
 @pytest.mark.gpu
@@ -1043,6 +1108,7 @@ def test_edges_in_any_precision() -> None:
         ({"nodes": 0}, "1 variable or more, got 0. Give the number of columns"),
         ({"truncation": 1}, "2 components or more, got 1. Add one that has no rows"),
         ({"targets": TARGETS[:1]}, "2 components or more, got 1"),
+        ({"edge": math.inf}, "a price of edges from 0, got inf"),
         ({"edge": -0.1}, "a price of edges from 0, got -0.1. Give nats for each row"),
         ({"target": math.nan}, "a price of targets from 0, got nan. Give nats for each row"),
         ({"concentration": 0.0}, "a positive concentration, got 0.0. Give 1, say"),
@@ -1106,10 +1172,29 @@ def test_wrong_data_in_training() -> None:
         bound(method, x, LABELS + 1)
     with pytest.raises(ValueError, match="expected rows of float64, as the method is, got float32"):
         bound(method, x.float())
-    with pytest.raises(ValueError, match="NaN, infinity or one value only"):
-        method.set_normalisation(x * math.nan)
-    with pytest.raises(ValueError, match="data have the shape .*Drop such rows, or coordinates"):
-        method.set_normalisation(x[:, :2])
+    for wrong, message in (
+        (x * math.nan, r"numbers, got NaN or infinity in the columns \[0, 1, 2\]"),
+        (x[:, :2], r"rows \[N, 3\], got shape \(60, 2\)"),
+        (x[:0], r"got shape \(0, 3\). Give a column for each variable, and a row at least"),
+        (x.long(), "rows of float64, as the method is, got int64"),
+        (x * torch.tensor([1.0, 0, 1]), r"vary, got one value only in the columns \[1\]. Drop"),
+        (x * torch.tensor([1, 1, 1e-20]).double(), r"from 1e-15 to 1e\+15, got .* \[2\]. Take oth"),
+        (x * torch.tensor([1e20, 1, 1]).double(), r"got .*in the columns \[0\]. Take other units"),
+    ):
+        with pytest.raises(ValueError, match=f"LatentInterventions: expected .*{message}"):
+            method.set_normalisation(wrong)
+
+
+def test_what_is_no_tensor() -> None:
+    method, x = make(), rows()
+    for ask, message in (
+        (lambda: method.initialise(x.numpy()), "rows as a tensor, got ndarray. Convert it"),
+        (lambda: method.initialise(x, [0] * N), "labels as a tensor, got list. Convert it"),
+        (lambda: LatentInterventions(nodes=3, targets=[[0, 0, 0]] * 2), "targets as a .*got list"),
+        (lambda: LatentInterventions(nodes=3, edges=graph_prior(3)), "BernoulliGraph. Take its pr"),
+    ):
+        with pytest.raises(TypeError, match=f"LatentInterventions: expected .*{message}"):
+            ask()
 
 
 def test_wrong_options_of_the_loss() -> None:

@@ -279,6 +279,8 @@ def test_labels_that_do_not_fit_are_an_error(found: list[int], true: list[int]) 
 def test_unknown_regimes_are_an_error() -> None:
     with pytest.raises(ValueError, match="expected true regimes from 0, got -1. Do leave out"):
         match_regimes(torch.tensor([0, 1]), torch.tensor([-1, 0]))
+    with pytest.raises(ValueError, match="match_regimes: expected integer labels .* two or more"):
+        match_regimes(torch.zeros(0).long(), torch.zeros(0).long())
 
 
 def test_targets_that_do_not_fit_are_an_error() -> None:

@@ -439,6 +439,19 @@ def test_regimes_beside_the_true_ones():
     assert len(shares.patches) == 3
 
 
+@pytest.mark.parametrize("known", [0, 1])
+def test_true_regimes_of_hardly_any_rows_are_left_out(known):
+    true = torch.tensor([-1, 1, -1]) if known else torch.full((3,), -1)
+    figure = plot_regimes(
+        torch.tensor([[0, 1]]),
+        torch.zeros(3, dtype=torch.long),
+        true_regime=true,
+        true_targets=torch.tensor([[0, 0], [0, 1]]),
+    )
+    assert [axes.get_title() for axes in figure.axes] == ["targets", "rows"]
+    assert not figure.axes[0].collections
+
+
 def test_regimes_without_a_truth():
     figure = plot_regimes(
         torch.tensor([[0, 1]]), torch.zeros(4, dtype=torch.long), names=["a", "b"]

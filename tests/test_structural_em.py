@@ -343,6 +343,48 @@ def test_labels_and_targets_may_be_known():
     assert torch.equal(found.responsibilities.argmax(1), z)
 
 
+def test_known_targets_name_the_components():
+    """Whatever the order in which mixtures are drawn, and though no label is known."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x, z = chain(900)
+        order = torch.randperm(3)
+        truth = order.argsort()[z]
+        for labelled in (None, 1, 2):  # of one component, the last one or another
+            labels = None
+            if labelled:
+                labels = torch.where((truth == labelled) & (torch.rand(900) < 0.1), truth, -1)
+            found = structural_em(x, labels=labels, targets=TARGETS[order])
+            assert torch.equal(found.adjacency, CHAIN)
+            assert torch.equal(found.responsibilities.argmax(1), truth)
+
+
+@pytest.mark.parametrize("options", [{}, {"imperfect": True}, {"varying": True}])
+def test_a_component_may_be_observational(options):
+    """Which costs a target more here; it would be the others that are as they are."""
+    x = torch.randn(1500, 2).double()
+    z = (torch.arange(1500) >= 500).long()
+    x[:500, 0] += 4
+    x[1000:, 1] += 9
+    z[1000:] = 2
+    free = structural_em(x, labels=z, **options)
+    assert free.targets.tolist() == [[True, False], [False, False], [False, True]]
+    found = structural_em(x, labels=z, observational=True, **options)
+    assert found.targets.tolist() == [[False, False], [True, False], [True, True]]
+    seen = torch.where(torch.rand(1500) < 0.1, z, -1)
+    found = structural_em(x, labels=seen, observational=True, truncation=5, **options)
+    assert not found.targets[0].any()
+
+
+def test_chance_has_its_price():
+    """In few rows it gains more than the price of each row comes to."""
+    edges = 0.0
+    for _ in range(12):
+        x = torch.randn(300, 4).double()
+        edges += structural_em(x, labels=torch.zeros(300).long()).adjacency.sum()
+    assert edges <= 1
+
+
 def test_some_labels_name_the_components():
     x, z = chain()
     labels = torch.where(torch.rand(len(z)) < 0.2, z, -1)
@@ -476,6 +518,16 @@ def test_prior_and_parents_are_heeded():
         ({"targets": torch.zeros(0, 3)}, r"targets \[K, 3\], got shape \(0, 3\)"),
         ({"targets": torch.full((2, 3), 0.5)}, "targets of zeros and ones, got other numbers"),
         ({"targets": torch.zeros(2, 4)}, r"targets \[K, 3\], got shape \(2, 4\)"),
+        ({"observational": True}, "rows of component 0, .* got no such label. Label rows, or"),
+        ({"observational": True, "labels": torch.ones(30).long()}, "got no such label"),
+        (
+            {
+                "observational": True,
+                "labels": torch.zeros(30).long(),
+                "targets": torch.zeros(2, 3),
+            },
+            "unknown targets, got the targets of all",
+        ),
         (
             {"labels": torch.arange(30), "targets": torch.zeros(2, 3)},
             "labels below 2, .* got 29",

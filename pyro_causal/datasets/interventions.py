@@ -165,8 +165,8 @@ def draw_interventional_scm(
 ) -> InterventionalSCM:
     """Draw a graph, its mechanisms, and interventions on it; equations at the top of this module.
 
-    No variable is a target again before all have been one, as far as the numbers divide. Two
-    variables are always a cause and an effect.
+    No variable is a target again before all have been one, as far as the numbers divide. With
+    ``edges_per_node`` from 1/2, two variables are always a cause and an effect.
 
     **Arguments**
 

@@ -15,6 +15,7 @@ from pyro_causal.datasets._files import Folder
 __all__ = ["load_interventional_table"]
 
 Array = NDArray[Any]
+SMALLEST, LARGEST = 1e-15, 1e15  # standard deviations of which single precision has the squares
 KINDS = {"x": ("fiu", "numbers"), "z": ("iu", "integers"), "targets": ("biuf", "zeros and ones")}
 
 
@@ -29,8 +30,9 @@ def load_interventional_table(path: Folder) -> dict[str, Tensor]:
     ``std [d]``, by which ``x * std + mean`` are the values given.
 
     **Raises** ``FileNotFoundError``: there is no such file. ``ValueError``: it is not of this kind;
-    rows with NaN or infinity, or not more than variables; a variable that does not vary; a label
-    below -1, or of a regime without targets or rows.
+    rows with NaN or infinity, or not more than variables; a variable that does not vary, or whose
+    standard deviation is not from 1e-15 to 1e15; a label below -1, or of a regime without
+    targets, or of one without rows where all labels are known.
 
     **Example**
 
@@ -52,6 +54,11 @@ def load_interventional_table(path: Folder) -> dict[str, Tensor]:
         _check_labels(path, z, None if targets is None else len(targets))
     x = torch.as_tensor(arrays["x"].astype(np.float64))
     mean, std = x.mean(0), x.std(0, correction=0)
+    fits = (std >= SMALLEST) & (std <= LARGEST)
+    if not fits.all():
+        expected = f"standard deviations from {SMALLEST:g} to {LARGEST:g}"
+        got = f"{std[~fits].tolist()} in the columns {(~fits).nonzero().flatten().tolist()}"
+        _refuse(path, "x", expected, got, "Take other units")
     table = {"x": (x - mean) / std, "mean": mean, "std": std}
     others = {
         name: torch.as_tensor(a.astype(np.int64)) for name, a in arrays.items() if name != "x"
@@ -108,14 +115,14 @@ def _check_targets(path: Folder, targets: Array, d: int) -> None:
 
 
 def _check_labels(path: Folder, z: Array, regimes: int | None) -> None:
-    """Labels count from 0 to the number of regimes, or where this is not known without a gap."""
+    """Labels count from 0 to the number of regimes, or where all are known without a gap."""
     if z.min() < -1:
         _refuse(path, "z", "labels from -1, unknown", f"{z.min()}", "Count regimes from 0")
     if regimes is not None and z.max() >= regimes:
         remedy = "Give the targets of every regime"
         _refuse(path, "z", f"labels below {regimes}, the rows of targets", f"{z.max()}", remedy)
     seen = np.unique(z[z > 0])
-    if regimes is None and len(seen) and seen[-1] != len(seen):
+    if regimes is None and z.min() >= 0 and len(seen) and seen[-1] != len(seen):
         missing = 1 + int(np.flatnonzero(seen != np.arange(1, len(seen) + 1))[0])
         remedy = "Number regimes without gaps, or give targets"
         _refuse(path, "z", f"rows of all regimes up to {seen[-1]}", f"none of {missing}", remedy)

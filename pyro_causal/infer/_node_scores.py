@@ -146,6 +146,8 @@ class NodeScores:
         )
         size = len(families[0][0])
         own, density = self._own(moments, held, index, size)
+        if self.assumed.observational:
+            own[..., 0] = -torch.inf
         if self.assumed.varying:
             parts = [
                 self._varying(

@@ -137,6 +137,8 @@ class RegimeLaws:
         squares = (y - means).square()
         own = gaussian(squares, ((q * squares).sum(0) / counts).clamp(min=FLOOR))
         price = torch.full_like(counts, 2 * self.penalty + self.target)
+        if self.assumed.observational:
+            price[0] = torch.inf
         cut = torch.ones_like(counts, dtype=torch.bool)
         parents, every = self.parents[node], self.features[node]
         size = min(1 + len(parents) + OWN, every.shape[1])

@@ -46,12 +46,14 @@ class Assumptions(NamedTuple):
     - ``varying``: whether the spread of residuals depends on the parents.
     - ``target``: what a target costs, in nats for each row of the data.
     - ``targets``: known ones ``[K, d]``, booleans.
+    - ``observational``: whether regime 0 is known to have none, though others are unknown.
     """
 
     imperfect: bool = False
     varying: bool = False
     target: float = 0.0
     targets: Tensor | None = None
+    observational: bool = False
 
 
 class RandomFeatures:

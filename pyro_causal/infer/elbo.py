@@ -79,7 +79,7 @@ class AugmentedLagrangianELBO(ELBO, nn.Module):
     After each round the multiplier :math:`\lambda` grows by :math:`c h`, and c by a factor
     if h has not fallen enough. What is sought is a graph and not a zero: :attr:`converged` is true,
     and :func:`~pyro_causal.infer.training.fit` ends, when a number of rounds in a row have left the
-    same acyclic edges above a threshold.
+    same acyclic edges above a threshold (not while the matrix is held, without a gradient).
 
     It is a module, whose state (``state_dict()``) is all that the rounds know; a checkpoint of
     ``fit`` and the state of ``loss(model, guide)`` hold it. The latter also holds the parameters of
@@ -186,7 +186,8 @@ class AugmentedLagrangianELBO(ELBO, nn.Module):
     @torch.no_grad()
     def update(self) -> bool:
         """End a round: update multiplier, penalty and graph, and return :attr:`converged`."""
-        matrix = self._matrix()
+        with torch.enable_grad():
+            matrix = self._matrix()
         h = self._value(matrix)
         self.multiplier += self.penalty * h.to(self.multiplier)
         if h.abs() > max(self.tolerance, self.reduction * float(self.violation)):
@@ -194,7 +195,7 @@ class AugmentedLagrangianELBO(ELBO, nn.Module):
         self.violation.copy_(h.abs())
         edges = matrix > self.threshold
         edges.fill_diagonal_(False)
-        found = bool(is_dag(edges)) and bool(h.abs() <= self.tolerance)
+        found = matrix.requires_grad and bool(is_dag(edges)) and bool(h.abs() <= self.tolerance)
         same = torch.equal(edges, self.graph)
         self.agreed.copy_(found * (same * self.agreed + 1))
         self.graph.copy_(edges)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 import networkx as nx
@@ -133,8 +134,9 @@ def graph_prior(
     **Arguments**
 
     - ``nodes``: the names of the variables, in their order, or how many there are.
-    - ``probability``: of all other edges, a number or ``[d, d]``. With m edges expected, take
-      ``m / (d * (d - 1))``; 1/2 prefers none to any. The result follows its device.
+    - ``probability``: of all other edges, a number or ``[d, d]``, whose diagonal does not count.
+      With m edges expected, take ``m / (d * (d - 1))``; 1/2 prefers none to any. The result
+      follows its device.
     - ``required``, ``forbidden``: edges ``(cause, effect)``, by name or by index.
     - ``likely``: the probability of single edges; below 1/2 they are unlikely.
 
@@ -160,7 +162,13 @@ def graph_prior(
     needed = [_indices(edge, names, "required") for edge in required]
     absent = [_indices(edge, names, "forbidden") for edge in forbidden]
     probable = {_indices(edge, names, "likely"): p for edge, p in (likely or {}).items()}
-    probs = torch.as_tensor(probability).expand(len(names), len(names)).clone()
+    given = torch.as_tensor(probability)
+    if given.shape not in ((), (len(names), len(names))):
+        raise ValueError(
+            f"graph_prior: expected a probability, or [{len(names)}, {len(names)}], got shape "
+            f"{tuple(given.shape)}. Give one for all edges, or a row and column for each variable."
+        )
+    probs = given.expand(len(names), len(names)).clone().fill_diagonal_(0.5)
     for edge, p in probable.items():
         probs[edge] = p
     if not ((probs > 0) & (probs < 1)).all():
@@ -206,8 +214,8 @@ def _indices(edge: Edge, names: Sequence[Node], role: str) -> tuple[int, int]:
     for node in edge:
         if isinstance(node, str) and node in names:
             found.append(names.index(node))
-        elif isinstance(node, int) and 0 <= node < len(names):
-            found.append(node)
+        elif isinstance(node, Integral) and 0 <= node < len(names):
+            found.append(int(node))
         else:
             close = difflib.get_close_matches(str(node), map(str, names), 1)
             remedy = f"Did you mean '{close[0]}'?" if close else "Give a name or an index from 0."

@@ -112,7 +112,7 @@ class FoundInterventions(Saved, PyroModule):
 
         **Raises**: ``ValueError`` for a component that does not exist.
         """
-        equations = copy.deepcopy(self._equations)
+        equations = copy.deepcopy(self._equations).requires_grad_(False)
         with torch.no_grad():
             equations.context.copy_(self.guide.factor("contexts").mean)
         graph = self.adjacency

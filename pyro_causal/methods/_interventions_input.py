@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_causal.infer.acyclicity import is_dag
+from pyro_causal.infer.priors import BernoulliGraph
 
 __all__ = [
     "require_labels",
@@ -18,13 +21,17 @@ __all__ = [
     "require_precision",
     "require_rows",
     "require_shapes",
+    "require_variation",
 ]
+
+SMALLEST, LARGEST = 1e-15, 1e15  # standard deviations of which single precision has the squares
+CONVERT = "Convert it, torch.as_tensor(...)"
 
 GIVEN = {  # to the search, by arguments of the method
     "density": ("units", "varying"),
     "intervention": ("imperfect",),
     "truncation": ("truncation",),
-    "targets": ("targets",),
+    "targets": ("targets", "observational"),
     "edges": ("prior",),
     "edge": ("edge",),
     "target": ("target",),
@@ -56,8 +63,8 @@ def require_numbers(
     for name, value, fits, remedy in (
         ("1 variable or more", nodes, nodes > 0, "Give the number of columns"),
         ("2 components or more", truncation, truncation > 1, "Add one that has no rows"),
-        ("a price of edges from 0", edge, edge >= 0, "Give nats for each row"),
-        ("a price of targets from 0", target, target >= 0, "Give nats for each row"),
+        ("a price of edges from 0", edge, 0 <= edge < math.inf, "Give nats for each row"),
+        ("a price of targets from 0", target, 0 <= target < math.inf, "Give nats for each row"),
         ("a positive concentration", concentration, concentration > 0, "Give 1, say"),
     ):
         if not fits:
@@ -66,6 +73,10 @@ def require_numbers(
 
 def require_shapes(nodes: int, targets: Tensor | None, edges: Tensor | None) -> None:
     """Whether targets and prior probabilities of edges have their shapes and ranges."""
+    for name, given in (("targets", targets), ("edges", edges)):
+        if given is not None:
+            remedy = "Take its probs" if isinstance(given, BernoulliGraph) else CONVERT
+            _require_tensor(name, given, remedy)
     if targets is not None and not (
         targets.shape[1:] == (nodes,) and ((targets == 0) | (targets == 1)).all()
     ):
@@ -93,6 +104,7 @@ def require_labels(z: Tensor | None, rows: int, truncation: int) -> None:
     """Whether labels are those of components, or -1, one for each row."""
     if z is None:
         return
+    _require_tensor("labels", z)
     if z.shape != (rows,) or z.is_floating_point():
         raise ValueError(
             f"LatentInterventions: expected labels [{rows}] of integers, got {z.dtype} of shape "
@@ -125,10 +137,11 @@ def require_options(search: Iterable[str]) -> None:
 
 def require_rows(x: Tensor, nodes: int, wanted: torch.dtype) -> None:
     """Whether rows have a finite number for each variable, in the precision of the parameters."""
-    if x.dim() != 2 or x.shape[1] != nodes:
+    _require_tensor("rows", x)
+    if x.dim() != 2 or x.shape[1] != nodes or not len(x):
         raise ValueError(
             f"LatentInterventions: expected rows [N, {nodes}], got shape {tuple(x.shape)}. Give a "
-            "column for each variable."
+            "column for each variable, and a row at least."
         )
     require_precision(x, wanted)
     if not x.isfinite().all():
@@ -136,6 +149,35 @@ def require_rows(x: Tensor, nodes: int, wanted: torch.dtype) -> None:
         raise ValueError(
             f"LatentInterventions: expected numbers, got NaN or infinity in the columns {columns}. "
             "Drop such rows, or fill the gaps first."
+        )
+
+
+def require_variation(x: Tensor) -> None:
+    """Whether variables vary, in units that numbers have the digits for."""
+    scale = x.double().std(0, correction=0)
+    fits = (scale >= SMALLEST) & (scale <= LARGEST)
+    constant = x.amax(0) == x.amin(0)
+    for wrong, expected, got, remedy in (
+        (constant, "variables that vary", "one value only", "Drop the columns"),
+        (
+            ~fits,
+            f"standard deviations from {SMALLEST:g} to {LARGEST:g}",
+            f"{scale[~fits].tolist()[:4]}",
+            "Take other units",
+        ),
+    ):
+        if wrong.any():
+            raise ValueError(
+                f"LatentInterventions: expected {expected}, got {got} in the columns "
+                f"{wrong.nonzero().flatten().tolist()}. {remedy}."
+            )
+
+
+def _require_tensor(name: str, value: Any, remedy: str = CONVERT) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"LatentInterventions: expected {name} as a tensor, got {type(value).__name__}. "
+            f"{remedy}."
         )
 
 

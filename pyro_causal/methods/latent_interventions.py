@@ -32,6 +32,7 @@ from pyro_causal.methods._interventions_input import (
     require_precision,
     require_rows,
     require_shapes,
+    require_variation,
 )
 
 __all__ = ["LatentInterventions"]
@@ -46,6 +47,7 @@ PRICES = {  # of an edge and a target
 UNITS = 100  # random features of the search, where it is not linear
 SURE = 6.0  # the logit of what a search has found
 WRONG = 0.2  # edges in a draw of a graph that it has found, at most
+STEPS = 100  # in a round of multipliers
 LEAST = 0.1  # the log odds of an edge found at least, and less those of one not found at most
 
 
@@ -103,7 +105,9 @@ class LatentInterventions(FoundInterventions):
     - ``names``: of the variables, for programs and graphs; by default x0, x1 and so on.
     - ``context``, ``hidden``: of the networks, as for
       :class:`~pyro_causal.mechanisms.sem_neural.NonlinearSEM`; ``units``: of each layer of a flow,
-      as for :class:`~pyro_causal.mechanisms.sem_neural.FlowSEM`.
+      as for :class:`~pyro_causal.mechanisms.sem_neural.FlowSEM`; ``min_scale``: the floor of
+      spreads, where variables have variance one over all regimes. Take a lower one for values
+      that are set far beyond the others.
     - ``network``: an amortised :math:`q(z \mid x)`, as for the guide: a module that is called with
       rows and labels, ``(x, z=None)``, and returns logits ``[N, K]``.
 
@@ -112,8 +116,9 @@ class LatentInterventions(FoundInterventions):
     :meth:`set_normalisation` or :meth:`initialise` have seen. ``targets [K, d]``, ``edges [d, d]``.
     Without rows the model draws some, ``size`` or one for each label, if its graph has no cycle.
 
-    **Raises**: ``ValueError`` for arguments of another kind or shape, and whatever
-    :func:`~pyro_causal.infer.structural_em.structural_em` raises for bad data.
+    **Raises**: ``ValueError`` for arguments of another kind or shape, ``TypeError`` for what should
+    be a tensor, and whatever :func:`~pyro_causal.infer.structural_em.structural_em` raises for bad
+    data.
 
     **References**: *Differentiable causal discovery under latent interventions*,
     https://arxiv.org/abs/2203.02336. There, global divergences are counted for each row, those of
@@ -150,6 +155,7 @@ class LatentInterventions(FoundInterventions):
         context: int = 8,
         hidden: Sequence[int] = (16,),
         units: Sequence[int] = (4,),
+        min_scale: float = 1e-3,
         network: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -167,9 +173,10 @@ class LatentInterventions(FoundInterventions):
         require_numbers(nodes, self.truncation, self.edge, self.target, concentration)
         regimes = 1 + self.truncation
         self.equations: StructuralEquations
-        networks: Any = {"regimes": regimes, "context": context, "hidden": hidden}
+        common: Any = {"regimes": regimes, "min_scale": min_scale}
+        networks = common | {"context": context, "hidden": hidden}
         if density == "linear":
-            self.equations = LinearSEM(nodes, regimes=regimes)
+            self.equations = LinearSEM(nodes, **common)
         elif density == "nonlinear":
             self.equations = NonlinearSEM(nodes, **networks)
         else:
@@ -233,6 +240,7 @@ class LatentInterventions(FoundInterventions):
         constraint: Callable[[Tensor], Tensor] | None = trace_exponential,
         temperature: float | Callable[[int], float] = 1.0,
         kappa: float = 1.0,
+        num_particles: int = 1,
         **multipliers: Any,
     ) -> AugmentedLagrangianELBO | DPMixtureELBO:
         r"""The negative evidence lower bound for each row, under acyclicity of the graph.
@@ -247,7 +255,9 @@ class LatentInterventions(FoundInterventions):
           :class:`~pyro_causal.infer.elbo.DPMixtureELBO`. A temperature that falls to 1 is for
           training without a search, whose regimes need none. With some labels in doubt take a
           :math:`\kappa` below 1.
-        - others as :class:`~pyro_causal.infer.elbo.AugmentedLagrangianELBO`.
+        - ``num_particles``: draws of graph and contexts.
+        - others as :class:`~pyro_causal.infer.elbo.AugmentedLagrangianELBO`, but that a round has
+          100 steps unless you give others.
 
         **Raises**: ``ValueError`` for such others without a constraint.
         """
@@ -257,10 +267,15 @@ class LatentInterventions(FoundInterventions):
                 "since they are for its multipliers. Give a constraint, or leave them out."
             )
         elbo = DPMixtureELBO(
-            temperature=temperature, label_weight=kappa, per_row=True, max_plate_nesting=1
+            temperature=temperature,
+            label_weight=kappa,
+            num_particles=num_particles,
+            per_row=True,
+            max_plate_nesting=1,
         )
         if constraint is None:
             return elbo
+        multipliers = {"steps": STEPS, **multipliers}
         return AugmentedLagrangianELBO(
             elbo, constraint, matrix=lambda: self.guide.factor("graph").probs, **multipliers
         )
@@ -277,7 +292,8 @@ class LatentInterventions(FoundInterventions):
         direction that data leave open is taken one way, since from both ways at once, training
         without cycles would end at neither. How open it is, :attr:`edge_probability` tells.
 
-        **Arguments**: rows, labels, and of the options of
+        **Arguments**: rows, labels of which 0 is the observational regime, whose component has no
+        targets (unless those are given), and of the options of
         :func:`~pyro_causal.infer.structural_em.structural_em` those that are no matter of the
         method: ``rounds``, ``steps``, ``starts``, ``runs``, ``max_parents``, ``resolution``.
 
@@ -285,7 +301,9 @@ class LatentInterventions(FoundInterventions):
         """
         require_options(search)
         require_rows(x, len(self.names), self.prior_logits.dtype)
+        require_variation(x)
         require_labels(z, len(x), self.truncation)
+        natural = self.known_targets is None and z is not None and bool((z == 0).any())
         found = structural_em(
             x,
             truncation=self.truncation,
@@ -294,6 +312,7 @@ class LatentInterventions(FoundInterventions):
             varying=self.density == "flow",
             labels=z,
             targets=self.known_targets,
+            observational=natural,
             prior=BernoulliGraph(logits=self.prior_logits),
             edge=self.edge,
             target=self.target,
@@ -326,6 +345,8 @@ class LatentInterventions(FoundInterventions):
 
         **Raises**: ``ValueError`` for NaN or infinity, and for a variable that does not vary.
         """
+        require_rows(x, len(self.names), self.prior_logits.dtype)
+        require_variation(x)
         self._equations.set_normalisation(x)
         self.rows.fill_(len(x))
 

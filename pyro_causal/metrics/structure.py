@@ -235,13 +235,13 @@ def match_regimes(found: Array, true: Array) -> dict[int, int]:
     >>> match_regimes(torch.tensor([2, 2, 0, 0, 1]), torch.tensor([0, 0, 1, 1, 1]))
     {0: 2, 1: 0}
     """
+    table = _overlap(found, true, "match_regimes").cpu()
     for name, labels in (("found", found), ("true", true)):
         if (lowest := torch.as_tensor(labels).min()) < 0:
             raise ValueError(
                 f"match_regimes: expected {name} regimes from 0, got {lowest}. Do leave out rows "
                 "without a regime."
             )
-    table = _overlap(found, true, "match_regimes").cpu()
     names_found, names_true = (torch.as_tensor(labels).unique() for labels in (found, true))
     partners = zip(*linear_sum_assignment(table.numpy(), maximize=True), strict=True)
     matched = {int(names_true[k]): int(names_found[j]) for j, k in partners if table[j, k]}
