@@ -1,6 +1,7 @@
 """What a gradient step of `LatentInterventions` costs, by family and intervention, and by size.
 
-A step is the loss on a batch of rows and its gradient, from the start of training. Times are
+A step is the loss on a batch of rows and its gradient: from the start of training, where graph and
+targets are learnt, and after a search, which finds one target for each component. Times are
 seconds of the processor on one thread, which hardly change when other work shares the machine.
 Rounds go through all variants in turn, and medians are compared: families and interventions to
 linear mechanisms under stochastic ones, sizes to the smallest of their family.
@@ -31,15 +32,28 @@ Results = dict[str, dict[str, float]]
 
 
 def step(
-    rows: int, nodes: int, components: int, density: Density, intervention: Intervention
+    rows: int,
+    nodes: int,
+    components: int,
+    density: Density,
+    intervention: Intervention,
+    *,
+    found: bool = False,
 ) -> Callable[[], None]:
-    """What is timed."""
+    """What is timed; whether graph and targets are held, as found."""
     x = torch.randn(rows, nodes)
     method = LatentInterventions(
         nodes=nodes, truncation=components, density=density, intervention=intervention
     )
     method.set_normalisation(x)
-    loss = method.loss()
+    if found:
+        each = torch.arange(components)
+        graph = torch.ones(nodes, nodes).triu(1)
+        targets = torch.nn.functional.one_hot(each % nodes, nodes)
+        for name, value in (("graph", graph), ("targets", targets)):
+            method.guide.get_parameter(f"factors.{name}.logits").data.copy_(12 * value - 6)
+        method.learn_structure_(False)
+    loss = method.loss(constraint=None) if found else method.loss()
 
     def run() -> None:
         method.zero_grad()
@@ -50,8 +64,11 @@ def step(
 
 def families(rows: int, nodes: int, components: int) -> dict[str, Callable[[], None]]:
     """Steps of all families under all interventions."""
-    cases = product(get_args(Density), get_args(Intervention))
-    return {f"{d}, {i}": step(rows, nodes, components, d, i) for d, i in cases}
+    cases = product(get_args(Density), get_args(Intervention), (False, True))
+    return {
+        f"{d}, {i}{', after a search' * found}": step(rows, nodes, components, d, i, found=found)
+        for d, i, found in cases
+    }
 
 
 def curve(

@@ -154,6 +154,25 @@ def test_parts_of_a_batch_add_up(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @every_case
+def test_some_coordinates_in_some_regimes(name: str) -> None:
+    equations, x = make(name), rows()
+    pairs = torch.tensor([[2, 3], [0, 1], [1, 0], [0, 3], [2, 1]])  # roots and others
+    expected = equations.log_prob(x, GRAPH)[pairs[:, 0], :, pairs[:, 1]]
+    found = equations.log_prob_at(x, GRAPH, pairs)
+    torch.testing.assert_close(found, expected)
+    parameters = list(equations.parameters())
+    torch.testing.assert_close(
+        torch.autograd.grad(found.sum(), parameters),
+        torch.autograd.grad(expected.sum(), parameters),
+    )
+    alone = equations.log_prob_at(x, torch.zeros_like(GRAPH), pairs, context=equations.context)
+    torch.testing.assert_close(alone, equations.root_log_prob(x)[pairs[:, 0], :, pairs[:, 1]])
+    assert equations.log_prob_at(x, GRAPH, pairs[:0]).shape == (0, ROWS)
+    with pytest.raises(ValueError, match=r"pairs .* \[P, 2\], got shape \(2, 5\). Stack them"):
+        equations.log_prob_at(x, GRAPH, pairs.T)
+
+
+@every_case
 def test_gradient_of_the_adjacency(name: str) -> None:
     equations, x = make(name), rows()
     adjacency = torch.rand(NODES, NODES).double().requires_grad_()

@@ -97,6 +97,42 @@ def test_probabilities_in_place_of_targets_and_cuts(family: Family) -> None:
     assert (kept - own).abs().max() > 0.1  # what is cut matters
 
 
+@every_family
+@cut_or_not
+def test_targets_that_are_certain_take_less(family: Family, cut: Tensor | None) -> None:
+    """Only the laws of targets are computed then; densities and gradients are the same."""
+    equations, x = make(family), torch.randn(N, D).double()
+    parts = cut if cut is None else cut.double().lerp(torch.full(cut.shape, 0.5).double(), 0.3)
+    known, learnt = TARGETS.double(), TARGETS.double().requires_grad_()
+    every, some = (
+        rows_of(equations, targets=targets, cut=parts).by_component(x)
+        for targets in (learnt, known)
+    )
+    torch.testing.assert_close(some, every)
+    parameters = list(equations.parameters())
+    weight = torch.rand_like(every)
+    for one, other in zip(
+        *(torch.autograd.grad((weight * terms).sum(), parameters) for terms in (every, some)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_only_laws_of_targets_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    equations, x = make(NonlinearSEM), torch.randn(N, D).double()
+    asked: list[torch.Size] = []
+    own = equations.log_prob_at
+
+    def log_prob_at(x: Tensor, adjacency: Tensor, pairs: Tensor, **options: Tensor) -> Tensor:
+        asked.append(pairs.shape)
+        return own(x, adjacency, pairs, **options)
+
+    monkeypatch.setattr(equations, "log_prob_at", log_prob_at)
+    rows_of(equations, cut=CUT).by_component(x)
+    rows_of(equations, targets=TARGETS * 0.9).by_component(x)
+    assert asked == [(4, 2), (4, 2)]  # with parents and without
+
+
 def test_gradients_reach_graph_contexts_and_targets() -> None:
     equations = make(NonlinearSEM)
     inputs = [GRAPH.double(), equations.context.detach().clone(), TARGETS.double(), CUT.double()]

@@ -151,6 +151,35 @@ class StructuralEquations(Recorded):
         found = [law.log_prob(rows.unsqueeze(-3)) for rows in self._parts(x, context)]
         return torch.cat([rows.mT for rows in found], -1).mT
 
+    def log_prob_at(
+        self, x: Tensor, adjacency: Tensor, pairs: Tensor, *, context: Tensor | None = None
+    ) -> Tensor:
+        """Give the log-density of single coordinates, each in one regime.
+
+        It is that of :meth:`log_prob`, for less where pairs are few.
+
+        **Shapes**: x ``[B, d]``, adjacency ``[d, d]``, pairs of a regime and a coordinate
+        ``[P, 2]``, context ``[R, *shape]``; result ``[P, B]``.
+        """
+        context = self.context if context is None else context
+        self._check(x, adjacency, context)
+        if pairs.dim() != 2 or pairs.shape[1] != 2:
+            raise ValueError(
+                f"{type(self).__name__}: expected pairs of a regime and a coordinate [P, 2], got "
+                f"shape {tuple(pairs.shape)}. Stack them as rows."
+            )
+        mask, standard = adjacency * self.off_diagonal, (x - self.loc) / self.scale
+        parts, order = [x.new_empty(0, len(x))], []
+        for node in pairs[:, 1].unique().tolist():
+            here = (pairs[:, 1] == node).nonzero().squeeze(1)
+            rows = standard if mask[:, node].any() else standard[:1].detach()  # of roots, any
+            given = rows, mask[:, [node]], context[pairs[here, 0]]
+            parameters = self._outputs(*given, ALL, [node]).squeeze(-2)
+            law = self._law(parameters, self.loc[node], self.scale[node], validate_args=False)
+            parts.append(law.log_prob(x[:, node]))
+            order.append(here)
+        return torch.cat(parts)[torch.cat(order).argsort()] if order else parts[0]
+
     def conditional(
         self,
         node: int,

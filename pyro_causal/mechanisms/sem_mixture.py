@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import networkx as nx
@@ -86,18 +87,48 @@ class IntervenedRows(TorchDistribution):
 
         Where ``cut`` is between 0 and 1, the latter are the weighted mean of both.
         """
-        base = self.equations.log_prob(x, self.adjacency, context=self.context[:1]).squeeze(-3)
-        own = self.equations.root_log_prob(x, context=self.context[1:])
+        base, own = self._base(x), self.equations.root_log_prob(x, context=self.context[1:])
         if self.cut is None:
             return base, own
         kept = self.equations.log_prob(x, self.adjacency, context=self.context[1:])
         return base, torch.lerp(kept, own, self.cut.to(own).unsqueeze(-2))
 
     def by_component(self, x: Tensor) -> Tensor:
-        """The log-density of rows in all components, ``[N, K]``; mean-field, if targets are."""
+        """The log-density of rows in all components, ``[N, K]``; mean-field, if targets are.
+
+        Where targets are certain, laws of other nodes and components are left out.
+        """
+        if self._certain(x):
+            base, pairs = self._base(x), self.targets.nonzero()
+            own = base.new_zeros(len(self.targets), len(x)).index_add(
+                0, pairs[:, 0], self._own_at(x, pairs)
+            )
+            return own.mT + base @ (1 - self.targets).mT
         base, own = self.log_laws(x)
         terms = (self.targets.unsqueeze(-2) @ own.mT).squeeze(-2).mT
         return terms + base @ (1 - self.targets).mT
+
+    def _base(self, x: Tensor) -> Tensor:
+        laws = self.equations.log_prob(x, self.adjacency, context=self.context[:1])
+        return laws.squeeze(-3)
+
+    def _own_at(self, x: Tensor, pairs: Tensor) -> Tensor:
+        """The log-density of a node as a target of a component, for some pairs ``[P, N]``."""
+        laws: Any = partial(self.equations.log_prob_at, x, pairs=pairs, context=self.context[1:])
+        own: Tensor = laws(adjacency=torch.zeros_like(self.adjacency))
+        if self.cut is None:
+            return own
+        cut = self.cut.to(own)[pairs[:, 0], pairs[:, 1]].unsqueeze(1)
+        return torch.lerp(laws(adjacency=self.adjacency), own, cut)
+
+    def _certain(self, x: Tensor) -> bool:
+        """Whether targets are zeros and ones of which nothing is learnt, in one mixture."""
+        targets = self.targets
+        if targets.requires_grad or torch.jit.is_tracing():
+            return False
+        one = self.context.dim() == self.equations.context.dim()
+        one = one and all(part.dim() == 2 for part in (x, self.adjacency, targets))
+        return one and bool(((targets == 0) | (targets == 1)).all())
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log-density of rows, each in its component."""
