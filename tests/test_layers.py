@@ -36,7 +36,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "infer.acyclicity infer._sticks infer._terms < infer.priors infer._branches"
         " < infer._factors < infer._local_scores < infer._climber < infer.dag_search"
         " < infer._regressions infer._gaussian_start infer._components"
-        " < infer._varying_scale infer._fitted_units"
+        " < infer._varying_scale infer._fitted_units infer._outliers"
         " < infer._node_scores infer._regime_laws < infer._given_graph"
         " < infer._merging infer._births"
         " < infer._structure_search < infer.structural_em"

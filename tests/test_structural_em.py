@@ -444,8 +444,9 @@ def test_rows_are_blurred_to_the_resolution(monkeypatch, options, noise):
 
 @pytest.mark.parametrize(
     ("nodes", "options", "runs"),
-    [(5, {}, 3), (6, {}, 1), (6, {"units": 5}, 3), (6, {"runs": 2}, 2), (5, {"starts": 2}, 2)]
-    + [(5, {"labels": torch.arange(200) % 2}, 1)],
+    [(5, {}, 3), (6, {}, 1), (6, {"runs": 2}, 2), (5, {"starts": 2}, 2)]
+    + [(5, {"labels": torch.arange(200) % 2}, 1), (6, {"units": 5}, 1), (5, {"units": 5}, 3)]
+    + [(6, {"units": 5, "varying": True}, 3)],
 )
 def test_how_many_mixtures_are_searched_from(monkeypatch, nodes, options, runs):
     torch.manual_seed(0)

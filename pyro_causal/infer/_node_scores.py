@@ -19,6 +19,7 @@ from pyro_causal.infer._fitted_units import (
     fit_units,
 )
 from pyro_causal.infer._local_scores import Parents
+from pyro_causal.infer._outliers import OutlierScores
 from pyro_causal.infer._regressions import (
     OWN,
     Assumptions,
@@ -114,6 +115,15 @@ class NodeScores:
             many = min(max(1, NUMBERS // numbers), MOST)
             for first in range(0, len(group), many):
                 self._find(group[first : first + many])
+
+    def ordinary(self, parents: tuple[int, ...], node: int) -> Tensor:
+        """In which of the rows a node is no target, booleans; for families with scores."""
+        return ~self.found[node, parents][1][self.labels]
+
+    def score_with(self, features: Tensor, parents: tuple[int, ...], node: int) -> Tensor:
+        """The score of a node by other features of its parents, with the same targets."""
+        chosen = self.found[node, parents][1]
+        return self.score_by([features], [(parents, (node,))], chosen=chosen)[0][0, 0]
 
     def _find(self, families: Sequence[Asked]) -> None:
         """Score sets of parents and nodes, of the same numbers each."""
@@ -232,15 +242,15 @@ class NodeScores:
 class FittedScores:
     """The same scores with units fitted to each node and its parents, where they predict better.
 
-    They are fitted to the rows of regimes in which it is no target by the scores without them; so
-    are laws whose spread varies, for which it takes long to choose targets. All fits start from
+    They are fitted to the rows in which it is no target, or no outlier, by the scores without them;
+    so are laws whose spread varies, for which it takes long to choose targets. All fits start from
     the same random features, so that scores differ by what parents explain rather than by where a
     fit starts; still they end in different optima, and scores are not as exact as without units.
 
     **Arguments**: ``rough``, the scores without units.
     """
 
-    def __init__(self, rough: NodeScores) -> None:
+    def __init__(self, rough: NodeScores | OutlierScores) -> None:
         self.rough = rough
         self.units = dict[Family, Units]()  # those that predict better
         self.found = dict[Family, Tensor]()
@@ -263,8 +273,7 @@ class FittedScores:
     def _fit(self, parents: tuple[int, ...], node: int, least: Tensor) -> Tensor:
         """Keep units that score more than the least."""
         rough, family = self.rough, (node, parents)
-        targets = rough.found[family][1]
-        free = ~targets[rough.labels]
+        free = rough.ordinary(parents, node)
         if free.sum() < ROWS / 10:  # too few; units may be good for all regimes
             free = torch.ones_like(free)
         rows = free.nonzero().squeeze(1)
@@ -274,7 +283,7 @@ class FittedScores:
         start = first_units(x, directions[list(parents), :UNITS], kinks[list(parents), :UNITS])
         units = fit_units(x, rough.x[rows, node], start)
         every = FittedFeatures(rough.features, {family: units})(parents, node)
-        score = rough.score_by([every], [(parents, (node,))], chosen=targets)[0][0, 0]
+        score = rough.score_with(every, parents, node)
         if score > least:
             self.units[family] = units
         return torch.maximum(score, least)

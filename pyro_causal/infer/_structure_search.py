@@ -17,6 +17,7 @@ from pyro_causal.infer._given_graph import Fit, GivenGraph
 from pyro_causal.infer._local_scores import EdgeRules, Score, edge_rules
 from pyro_causal.infer._merging import drop_targets, join_idle, merge_components
 from pyro_causal.infer._node_scores import FittedScores, NodeScores
+from pyro_causal.infer._outliers import OutlierScores, outlier_components
 from pyro_causal.infer._regime_laws import RegimeLaws, VaryingLaws
 from pyro_causal.infer._regressions import Assumptions, RandomFeatures
 from pyro_causal.infer.acyclicity import is_dag
@@ -33,9 +34,9 @@ EXACT = 11  # nodes, up to which all graphs are compared
 PATIENCE = 8  # of a climb where spreads vary
 FITTED_PATIENCE = 2  # of one by fitted units
 FEW = 30  # random features in a search through all graphs
+RESTARTS = 10  # of a climb without regimes
 REVERSALS = 2  # of edges, tried from one graph
 HOPELESS = 0.05  # nats for a row, that fewer or more components do not win back
-FAR = 2.0  # nats for a row, that a round does not win back
 BIRTHS = 2  # times that there are more
 SMALL = 5  # variables, which tell less of regimes
 STRICTER = 3  # times the price of targets in searches where spreads vary
@@ -88,6 +89,30 @@ class StructureProblem:
             edge=self.edge,
         )
 
+    @property
+    def pooled(self) -> bool:
+        """Whether a graph can be told from rows of all regimes together."""
+        return self.features.units > 0 and not self.assumed.varying
+
+    def without_regimes(self, start: Components) -> Head:
+        """The best graph by outliers in place of regimes, its regimes, and where these started.
+
+        It is climbed to by few random features, from there by all of them, and from there by fitted
+        units. Regimes start from the outliers, or from a given start if that knows some.
+        """
+        few, many = (
+            OutlierScores(self.x, features, held=self.held, edge=self.edge)
+            for features in (self.features.parts(FEW)[0], self.features)
+        )
+        fitted = FittedScores(many)
+        graph = self.climb(few, None, restarts=RESTARTS).adjacency
+        graph = self.climb(many, graph, patience=PATIENCE // 2).adjacency
+        graph = self.climb(fitted, graph, patience=FITTED_PATIENCE).adjacency
+        if start.allowed.all():
+            features = FittedFeatures(self.features, fitted.of(graph))
+            start = outlier_components(many.outliers(self.x, graph, features), most=self.truncation)
+        return graph, self.fit(graph, [start], self.scores(start)), start
+
     def first(self, starts: Sequence[Components]) -> Iterator[Head]:
         """A graph for each start and each part of the features, its regimes, and the start."""
         parts = len(self.features.parts(FEW))
@@ -127,10 +152,17 @@ class StructureProblem:
         self.kept[what] = size, labels, made
         return made
 
-    def climb(self, scores: Score, start: Tensor | None, *, patience: int = PATIENCE) -> FoundGraph:
-        """The best graph on a walk from another, or from no edges."""
-        nodes = self.x.shape[1]
-        return climb_dag(scores, nodes, start=start, patience=patience, restarts=0, **self.limits)
+    def climb(
+        self,
+        scores: Score,
+        start: Tensor | None,
+        *,
+        patience: int = PATIENCE,
+        restarts: int = 0,
+    ) -> FoundGraph:
+        """The best graph on walks from another, or from no edges."""
+        options: Any = {"patience": patience, "restarts": restarts, **self.limits}
+        return climb_dag(scores, self.x.shape[1], start=start, **options)
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -236,46 +268,22 @@ def find_structure(
     Each has regimes of its own, from those and from the best start, with few variables from all.
     The scores returned are those of the regimes found.
 
-    Where laws of any shape and fixed spreads may keep their parents, the best first graph may have
-    nearly all edges the wrong way round, as poor regimes tell little of directions. So the one with
-    all of them reversed goes on as well, if the rules allow it, and after a round of each the
-    better one.
+    Where a graph can come before regimes, it is one of the first, and there is one for each start.
+    If it is the best of them, it goes on to others nearby.
     """
-    heads, done = [*problem.first(starts)], 0
+    known = all((start.allowed.sum(1) == 1).all() for start in starts)
+    pooled = problem.pooled and not known
+    heads = [*itertools.islice(problem.first(starts), len(starts) if pooled else None)]
+    if pooled:
+        heads.append(problem.without_regimes(starts[0]))
     tried = [graph for graph, *_ in heads]
-
-    def go_on(head: Head, within: range, tried: list[Tensor]) -> Head:
-        graph, fit, start = head
-        again = starts if len(graph) <= SMALL else [start]
-        return *_improve(problem, graph, fit, again, tried, within), start
-
-    if any((start.allowed.sum(1) > 1).any() for start in starts):
-        best = max(heads, key=_score)
-        turned = _turned(problem, best) if rounds else None
-        if turned is not None:
-            also = [turned[0]]  # what is tried with other regimes is another matter
-            best, turned = go_on(best, range(1), tried), go_on(turned, range(1), also)
-            best, tried = (turned, also) if _score(turned) > _score(best) else (best, tried)
-            done = 1
-        heads = [best]
-    graph, fit, _ = max((go_on(head, range(done, rounds), tried) for head in heads), key=_score)
+    best = max(heads, key=lambda head: head[1].score)
+    near, found = pooled and best is heads[-1], []
+    for graph, fit, start in heads if known else [best]:
+        again = [] if near else starts if len(graph) <= SMALL else [start]
+        found.append(_improve(problem, graph, fit, again, tried, rounds, near=near))
+    graph, fit = max(found, key=lambda one: one[1].score)
     return graph, fit, problem.scores(fit.components)
-
-
-def _score(head: Head) -> float:
-    return head[1].score
-
-
-def _turned(problem: StructureProblem, head: Head) -> Head | None:
-    """The graph with all edges reversed, where it may be the right one and is not far worse."""
-    graph, fit, start = head
-    assumed, other = problem.assumed, graph.mT.contiguous()
-    likely = assumed.imperfect and not assumed.varying and problem.features.units and graph.any()
-    if not likely or problem.rules.excluded(graph.cpu() == 1).diagonal().any():
-        return None
-    least = fit.score - FAR * len(problem.x)
-    turned = problem.fit(other, [start], problem.scores(start), rival=least)
-    return (other, turned, start) if turned.score > least else None
 
 
 def _improve(
@@ -284,15 +292,18 @@ def _improve(
     best: Fit,
     starts: Sequence[Components],
     tried: list[Tensor],
-    within: range,
+    rounds: int,
+    *,
+    near: bool,
 ) -> tuple[Tensor, Fit]:
-    """Go on from a graph to better ones, of those that were not tried, in some of the rounds."""
-    for k in within:
+    """Go on from a graph to better ones, of those that were not tried, so many times at most."""
+    for k in range(rounds):
         scores = problem.scores(best.components)
-        if isinstance(scores, FittedScores):  # under which this graph may do better, too
+        if isinstance(scores, FittedScores) and not near:  # this graph may do better by them, too
             again = problem.fit(graph, [best.components], scores)
             best = max(best, again, key=lambda fit: fit.score)
-        for other in _others(problem, graph, best.components, scores, part=1 + k):
+        others = _others(problem, graph, best.components, scores, part=1 + k)
+        for other in itertools.islice(others, 1 if near else None):
             if any(torch.equal(other, one) for one in tried):
                 continue
             tried.append(other)

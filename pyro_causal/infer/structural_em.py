@@ -91,9 +91,12 @@ def structural_em(
     most probable regime, and the best graph is found; in it, laws are fitted to responsibilities,
     and these to laws, until neither moves; components become one, others are added where rows are
     explained badly, and targets are left out, while the score rises. Reversals of the edges that
-    are most in doubt are tried as well, and that of all edges, at first, where laws of any shape
-    (and fixed spread) may keep their parents and the prior allows it. It ends when none of these
-    graphs has a higher score.
+    are most in doubt are tried as well. It ends when none of these graphs has a higher score.
+
+    Mixtures of Gaussians tell little of regimes where laws are curves. So with units and fixed
+    spreads one more graph is among the first, found without regimes: each node has one law in all
+    rows but outliers, and the outliers of each node start a component. If it is the best of them,
+    only graphs nearby are tried after it.
 
     In a search a set of parents is as good as its prediction of a fifth of the rows, under
     regressions by least squares whose residuals are Gaussian. On which regimes a node is a target
@@ -138,8 +141,8 @@ def structural_em(
       15, or 8 where spreads vary.
     - ``starts``, ``runs``: so many mixtures of Gaussians are fitted, and so many of the most likely
       have a first graph each, of which the best by score goes on, or all if labels name the
-      component of every row. By default 3 are, and all of them have unless variables are many (6
-      or more) and laws linear: then one is enough.
+      component of every row. By default 3 are, and one of them has if variables are many (6 or
+      more) and spreads fixed, else all.
     - ``resolution``: the standard deviation of noise that is added to the rows, where variables
       have variance one. Some variables follow their parents almost without noise, or not at all;
       then a misfit that is small beside any other noise decides between graphs. All results are
@@ -161,8 +164,9 @@ def structural_em(
     squares* (Levenberg 1944) and *The differentiation of pseudo-inverses and nonlinear least
     squares problems whose variables separate* (Golub & Pereyra 1973), by which units are fitted;
     *Differentiable causal discovery under latent interventions*, https://arxiv.org/abs/2203.02336,
-    the model, there by gradients; *Noise regularization for conditional density estimation*,
-    https://arxiv.org/abs/1907.08982 (resolution).
+    the model, there by gradients; *Mixture models, outliers, and the EM algorithm* (Aitkin &
+    Wilson 1980), for the graph without regimes; *Noise regularization for conditional density
+    estimation*, https://arxiv.org/abs/1907.08982 (resolution).
 
     **Example**::
 
@@ -215,7 +219,7 @@ def structural_em(
         starts = 1  # as nothing is to be found
     first = [Components(q, allowed, named) for q in fit_gaussians(x, allowed, starts=starts)]
     if runs is None:
-        runs = starts if units or x.shape[1] <= SMALL else 1
+        runs = starts if x.shape[1] <= SMALL or varying else 1
     first = first[:runs]
     labelled = allowed[allowed.sum(1) == 1].any(0)
     if targets is not None and not labelled.all():
