@@ -44,7 +44,7 @@ What the paper's table 1 reports of the latent variant::
 
 The graph without edges has about 10 at e=1, and 18 for the proteins, where the paper's best has 19.
 What we measure, and with which commands, is in docs/ledger.md. One data set takes half a
-minute to one on one core if linear, else one to five, and dense ones up to eight beside other work.
+minute to one on one core if linear, else one to five.
 The smoke preset takes seconds, half a minute with a flow.
 """
 
