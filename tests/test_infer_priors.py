@@ -385,7 +385,10 @@ def test_knowledge_of_edges() -> None:
             "c -> a is likely and forbidden, perhaps by what is required",
         ),
         ({"likely": {(0, 1): 1.0}}, "expected probabilities between 0 and 1, got 0.5 to 1. Name"),
-        ({"probability": torch.full((2, 2), 0.3)}, r"or \[3, 3\], got shape \(2, 2\). Give one for"),
+        (
+            {"probability": torch.full((2, 2), 0.3)},
+            r"or \[3, 3\], got shape \(2, 2\). Give one for",
+        ),
         ({"probability": 0.0}, "expected probabilities between 0 and 1, got 0 to 0"),
     ],
     ids=str,
