@@ -526,25 +526,13 @@ def check_flags(args: argparse.Namespace) -> None:
             "--edge-price",
             "a number from 0",
         ),
-        (
-            args.labelled is not None and not 0 <= args.labelled <= 1,
-            "--labelled",
-            "a fraction from 0 to 1",
-        ),
-        (
-            args.labelled is not None and args.variant != "semi",
-            "--labelled",
-            "it with --variant semi only",
-        ),
-        (
-            args.kappa is not None and not 0 <= args.kappa <= 1,
-            "--kappa",
-            "a weight from 0 to 1",
-        ),
-        (
-            args.kappa is not None and args.variant != "semi",
-            "--kappa",
-            "it with --variant semi only",
+        *(
+            (given is not None and not fits, flag, expected)
+            for flag, given in (("--labelled", args.labelled), ("--kappa", args.kappa))
+            for fits, expected in (
+                (given is None or 0 <= given <= 1, "a fraction from 0 to 1"),
+                (args.variant == "semi", "it with --variant semi only"),
+            )
         ),
         (
             args.data is not None and args.experiment not in (None, "sachs"),

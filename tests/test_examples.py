@@ -727,7 +727,7 @@ def test_bad_rows_are_refused_before_any_work(table, tmp_path):
         ("--experiment pairs --reps 0", "--reps: expected a number from 1, got 0"),
         ("--variant semi --labelled 1.5", "--labelled: expected a fraction from 0 to 1, got 1.5"),
         ("--labelled 0.5", "--labelled: expected it with --variant semi only, got 0.5"),
-        ("--variant semi --kappa 2", "--kappa: expected a weight from 0 to 1, got 2.0"),
+        ("--variant semi --kappa 2", "--kappa: expected a fraction from 0 to 1, got 2.0"),
         ("--kappa 0.5", "--kappa: expected it with --variant semi only, got 0.5"),
         ("--experiment table1 --data x.npz", "--data: expected none, as table1 is simulated"),
         ("--experiment pairs --edges-per-node 2", "--edges-per-node: .* simulated .* got 2.0"),
