@@ -165,6 +165,12 @@ def test_some_coordinates_in_some_regimes(name: str) -> None:
         torch.autograd.grad(found.sum(), parameters),
         torch.autograd.grad(expected.sum(), parameters),
     )
+    learnt = GRAPH.double().requires_grad_()  # of a node without parents in this draw, too
+    every, some = equations.log_prob(x, learnt), equations.log_prob_at(x, learnt, pairs)
+    torch.testing.assert_close(
+        torch.autograd.grad(some.sum(), learnt),
+        torch.autograd.grad(every[pairs[:, 0], :, pairs[:, 1]].sum(), learnt),
+    )
     alone = equations.log_prob_at(x, torch.zeros_like(GRAPH), pairs, context=equations.context)
     torch.testing.assert_close(alone, equations.root_log_prob(x)[pairs[:, 0], :, pairs[:, 1]])
     assert equations.log_prob_at(x, GRAPH, pairs[:0]).shape == (0, ROWS)

@@ -172,7 +172,8 @@ class StructuralEquations(Recorded):
         parts, order = [x.new_empty(0, len(x))], []
         for node in pairs[:, 1].unique().tolist():
             here = (pairs[:, 1] == node).nonzero().squeeze(1)
-            rows = standard if mask[:, node].any() else standard[:1].detach()  # of roots, any
+            root = not (mask.requires_grad or mask[:, node].any())
+            rows = standard[:1].detach() if root else standard  # of roots, any
             given = rows, mask[:, [node]], context[pairs[here, 0]]
             parameters = self._outputs(*given, ALL, [node]).squeeze(-2)
             law = self._law(parameters, self.loc[node], self.scale[node], validate_args=False)
