@@ -93,6 +93,15 @@ def test_targets_of_a_graph():
     assert torch.equal(targets_of(scores).long(), TARGETS)
 
 
+@pytest.mark.parametrize("imperfect", [False, True])
+def test_an_observational_regime_is_no_target(imperfect):
+    x, z = chain()
+    z = torch.tensor([1, 0, 2])[z]  # that in which x0 is set has number 0
+    assert targets_of(scores_of(x, z, imperfect=imperfect))[0, 0]
+    found = targets_of(scores_of(x, z, imperfect=imperfect, observational=True))
+    assert not found[0].any() and found[1, 0]
+
+
 def test_known_targets_are_kept():
     x, z = chain()
     known = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]]).bool()
