@@ -12,7 +12,8 @@ about them::
 
 ``--data file.npz`` has ``x [n, d]`` and perhaps ``z [n]``, regimes as integers (-1 unknown, 0
 observational), and ``targets [K + 1, d]`` of zeros and ones (row 0 all 0). Without it, ten
-variables are simulated, or ``--nodes``, with ``--regimes`` of ``--targets-per-regime`` each.
+variables are simulated, or ``--nodes``, with ``--regimes`` of ``--targets-per-regime`` each. How
+many regimes there are is found, up to ``--truncation``.
 
 What is found is written to ``graph.npz``: ``edge_probability [d, d]``, ``adjacency [d, d]``, (i, j)
 for an edge i -> j, ``regime [n]`` and ``targets [K + 1, d]``. Probabilities of edges are given the
@@ -233,8 +234,9 @@ def observe(rows: Rows, args: argparse.Namespace) -> Seen:
     """What a variant looks at. Labels are hidden at random, unless some are unknown anyway."""
     x, z, targets = rows["x"], rows.get("z"), rows.get("targets")
     kept = torch.ones(len(x), dtype=torch.bool)
+    most = TRUNCATION if args.truncation is None else args.truncation
     if args.variant == "latent" or z is None:
-        return Seen(x, None, None, kept, TRUNCATION)
+        return Seen(x, None, None, kept, most)
     if args.variant == "observational":
         kept = z == 0  # one regime, known to have no targets
         if kept.sum() <= x.shape[1]:
@@ -255,7 +257,7 @@ def observe(rows: Rows, args: argparse.Namespace) -> Seen:
         labelled = LABELLED if args.labelled is None else args.labelled
         z = z.where(torch.randperm(len(z)) < round(labelled * len(z)), -1)
     labels = max(2, int(z.max()) + 1)  # weights need two
-    return Seen(x, z, None, kept, labels if (z >= 0).all() else max(labels, TRUNCATION))
+    return Seen(x, z, None, kept, labels if (z >= 0).all() else max(labels, most))
 
 
 # ---------------------------------------------------------------------------------- the method
@@ -526,6 +528,16 @@ def check_flags(args: argparse.Namespace) -> None:
             "--edge-price",
             "a number from 0",
         ),
+        (
+            args.truncation is not None and args.variant not in ("latent", "semi"),
+            "--truncation",
+            "it with --variant latent or semi only",
+        ),
+        (
+            args.truncation is not None and args.truncation < 2,
+            "--truncation",
+            "a number from 2",
+        ),
         *(
             (given is not None and not fits, flag, expected)
             for flag, given in (("--labelled", args.labelled), ("--kappa", args.kappa))
@@ -620,6 +632,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--targets-per-regime", type=int, default=1)
     parser.add_argument("--labelled", type=float, help=f"by semi; default: {LABELLED}")
     parser.add_argument("--kappa", type=float, help="weight of labels in training; default: 1")
+    parser.add_argument("--truncation", type=int, help=f"of regimes; default: {TRUNCATION}")
     parser.add_argument("--edge-price", type=float, help="nats a row; default: by density")
     parser.add_argument("--reps", type=int, help=f"repetitions of each cell, {REPETITIONS}")
     parser.add_argument("--preset", choices=PRESETS, default="cpu")

@@ -54,6 +54,7 @@ OTHER_FLAGS = {
         "targets_per_regime": 1,
         "labelled": None,
         "kappa": None,
+        "truncation": None,
         "edge_price": None,
         "reps": None,
         "data": None,
@@ -578,6 +579,17 @@ def test_what_a_label_counts_for(table, tmp_path, monkeypatch):
     assert weights == [0.1, 0.1, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("variant", ["latent", "semi"])
+def test_how_many_regimes_there_may_be(variant, table):
+    script = load("latent_interventions")
+    rows = {name: torch.from_numpy(array) for name, array in table.items()}
+    for flags, most in (("", 16), (" --truncation 20", 20)):
+        seen = script.observe(rows, script.parse(f"--variant {variant}{flags}".split()))
+        assert seen.components == most
+    few = script.parse(["--variant", "semi", "--truncation", "2"])
+    assert script.observe(rows, few).components == 4  # labels tell of as many
+
+
 def test_labels_and_targets_keep_their_numbers(table, tmp_path):
     np.savez(tmp_path / "file.npz", **table)
     flags = "--data", str(tmp_path / "file.npz"), "--variant"
@@ -729,6 +741,8 @@ def test_bad_rows_are_refused_before_any_work(table, tmp_path):
         ("--labelled 0.5", "--labelled: expected it with --variant semi only, got 0.5"),
         ("--variant semi --kappa 2", "--kappa: expected a fraction from 0 to 1, got 2.0"),
         ("--kappa 0.5", "--kappa: expected it with --variant semi only, got 0.5"),
+        ("--truncation 1", "--truncation: expected a number from 2, got 1"),
+        ("--variant known --truncation 9", "--truncation: .* latent or semi only, got 9"),
         ("--experiment table1 --data x.npz", "--data: expected none, as table1 is simulated"),
         ("--experiment pairs --edges-per-node 2", "--edges-per-node: .* simulated .* got 2.0"),
         ("--data x.npz --edges-per-node 2", "--edges-per-node: expected it with simulated data"),
