@@ -142,6 +142,30 @@ def test_gradients_reach_graph_contexts_and_targets() -> None:
     assert all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients)
 
 
+@pytest.mark.parametrize("family", [LinearSEM, NonlinearSEM])
+@pytest.mark.parametrize("of", ["adjacency", "targets"])
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_derivatives_forward_are_those_backward(family: Family, of: str) -> None:
+    """Though graph and targets are zeros and ones, of which some laws could be left out."""
+    equations, x = make(family), torch.randn(N, D).double()
+    value = {"adjacency": GRAPH, "targets": TARGETS}[of].double()
+    along = torch.randn_like(value)
+
+    def density(value: Tensor) -> Tensor:
+        return rows_of(equations, cut=CUT, **{of: value}).log_prob(x).sum()
+
+    _, forward = torch.func.jvp(density, (value,), (along,))
+    backward = torch.autograd.grad(density(value.requires_grad_()), value)[0]
+    torch.testing.assert_close(forward, (backward * along).sum())
+
+
+@pytest.mark.parametrize("targets", [TARGETS, 0 * TARGETS], ids=["some", "none"])
+def test_rows_of_single_precision(targets: Tensor) -> None:
+    equations, x = make(LinearSEM), torch.randn(N, D)
+    found = rows_of(equations, targets=targets).by_component(x)
+    torch.testing.assert_close(found, rows_of(equations, targets=targets).by_component(x.double()))
+
+
 @every_family
 def test_roots_for_less(family: Family) -> None:
     equations, x = make(family), torch.randn(2, 1100, D).double()

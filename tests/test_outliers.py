@@ -1,5 +1,7 @@
 """Parents of a node by rows of all regimes together: laws with outliers, and what these start."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.distributions import Normal
@@ -78,6 +80,20 @@ def test_nodes_are_scored_alike_alone_and_together():
     each = torch.cat([alone((0,), (node,)) for node in (1, 2, 3)])
     torch.testing.assert_close(each, both)
     assert torch.equal(together((0,), (2,)), both[1:2])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_single_row_decides_nothing(seed):
+    """Far from all others and held out, which is why no law is drawn to it."""
+    torch.manual_seed(seed)
+    x0 = torch.randn(1000).double()
+    x = torch.stack([x0, 1.5 * x0.tanh() + 0.02 * torch.randn(1000)], 1)
+    clean = scores_of(x)((0,), (1,))
+    x[int(held_rows(x).nonzero()[7]), 1] = 15.0
+    scores = scores_of(x)
+    assert scores((0,), (1,)) > clean - 0.6 * len(x)
+    forward = scores((), (0,)) + scores((0,), (1,))
+    assert forward > scores((), (1,)) + scores((1,), (0,)) + 0.3 * len(x)
 
 
 def test_an_edge_has_its_price(monkeypatch):
@@ -206,3 +222,37 @@ def test_curves_are_found_however_regimes_mix():
         torch.stack([x2, x0, x1], 1), units=40, imperfect=True, edge=0.01, target=0.01
     )
     assert found.adjacency.tolist() == [[0, 0, 0], [1, 0, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("more", [-1, 0, 2])
+def test_known_targets_are_not_named_by_outliers(more):
+    """Of which there may be fewer or more than one for each node."""
+    torch.manual_seed(5)
+    x, z = torch.randn(1200, 2).double(), torch.arange(1200) % (2 if more < 0 else 3)
+    x[:, 0] = torch.where(z == 1, 3 + 0.5 * x[:, 0], x[:, 0])
+    x[:, 1] = torch.where(z == 2, 0.4 * x[:, 1] - 4, (2 * x[:, 0]).sin() + 0.1 * x[:, 1])
+    targets = torch.tensor([[1, 0], [0, 0], [0, 1], [1, 1], [1, 1]])[: 3 + more]
+    found = structural_em(x, units=30, targets=targets, starts=2, rounds=1)
+    assert torch.equal(found.targets.long(), targets)
+    assert torch.equal(found.adjacency.long(), FORWARD)
+    truth = torch.tensor([1, 0, 2])[z]
+    assert (found.responsibilities.argmax(1) == truth).double().mean() > 0.9
+
+
+def test_known_targets_have_names_in_the_graph_without_regimes(monkeypatch):
+    x, given = curve(600)[0], []
+    q = torch.nn.functional.one_hot(torch.arange(600) % 2).double()
+    mixed, named = (Components(p, p > -1, torch.ones(2).bool()) for p in (q.flip(1), q))
+    one = problem(x)
+    one = replace(one, assumed=one.assumed._replace(targets=torch.tensor([[0, 0], [0, 1]]).bool()))
+    own = StructureProblem.without_regimes
+
+    def without_regimes(self, start):
+        given.append(start)
+        head = own(self, start)
+        assert head[2] is start  # outliers have no names
+        return head
+
+    monkeypatch.setattr(StructureProblem, "without_regimes", without_regimes)
+    find_structure(one, [mixed, named], rounds=1)
+    assert len(given) == 1 and given[0] is named

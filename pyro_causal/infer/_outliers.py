@@ -19,6 +19,7 @@ TINY = 0.1  # of the median residual, below which rows count alike
 NORMAL = 0.455  # the median of the square of a standard normal
 START, FEWEST, MOST = 0.3, 0.01, 0.5  # the share of outliers: at first, at least and at most
 SMALLEST, NARROWEST = 1e-8, 1e-3  # variances at least: of residuals and of outliers
+WORST = -50.0  # the log-density of a value at least, so that single rows decide nothing
 
 
 class _Law(NamedTuple):
@@ -48,7 +49,8 @@ class OutlierScores:
 
     Most interventions leave a node alone. Rows in which it is a target are outliers of the one law
     of all the others. That needs no regimes, which are hard to tell without a graph; and where laws
-    are curves with little noise, it tells directions, too.
+    are curves with little noise, it tells directions, too. It fails where a node is a target in
+    nearly half of the rows.
 
     **References**: *Mixture models, outliers, and the EM algorithm* (Aitkin & Wilson 1980);
     *Robust regression using iteratively reweighted least-squares* (Holland & Welsch 1977);
@@ -106,6 +108,7 @@ class OutlierScores:
         law = self._fit(a, y)
         ordinary, outlier = law.log_densities(a, y)
         held = torch.logaddexp(*law.log_densities(features[len(self.x) :], self.held[:, nodes].mT))
+        held = held.clamp(min=WORST)
         return held.mean(1) * self.size - self.edge * len(parents), ordinary > outlier
 
     def _fit(self, features: Tensor, y: Tensor) -> _Law:

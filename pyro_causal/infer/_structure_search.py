@@ -98,7 +98,7 @@ class StructureProblem:
         """The best graph by outliers in place of regimes, its regimes, and where these started.
 
         It is climbed to by few random features, from there by all of them, and from there by fitted
-        units. Regimes start from the outliers, or from a given start if that knows some.
+        units. Regimes start from outliers, or from a given start if some regime or target is known.
         """
         few, many = (
             OutlierScores(self.x, features, held=self.held, edge=self.edge)
@@ -108,7 +108,7 @@ class StructureProblem:
         graph = self.climb(few, None, restarts=RESTARTS).adjacency
         graph = self.climb(many, graph, patience=PATIENCE // 2).adjacency
         graph = self.climb(fitted, graph, patience=FITTED_PATIENCE).adjacency
-        if start.allowed.all():
+        if start.allowed.all() and self.assumed.targets is None:
             features = FittedFeatures(self.features, fitted.of(graph))
             start = outlier_components(many.outliers(self.x, graph, features), most=self.truncation)
         return graph, self.fit(graph, [start], self.scores(start)), start
@@ -269,13 +269,14 @@ def find_structure(
     The scores returned are those of the regimes found.
 
     Where a graph can come before regimes, it is one of the first, and there is one for each start.
-    If it is the best of them, it goes on to others nearby.
+    If it is the best of them, it goes on to others nearby, from its own regimes.
     """
     known = all((start.allowed.sum(1) == 1).all() for start in starts)
     pooled = problem.pooled and not known
     heads = [*itertools.islice(problem.first(starts), len(starts) if pooled else None)]
     if pooled:
-        heads.append(problem.without_regimes(starts[0]))
+        named = problem.assumed.targets is not None  # the last start has their names
+        heads.append(problem.without_regimes(starts[-1 if named else 0]))
     tried = [graph for graph, *_ in heads]
     best = max(heads, key=lambda head: head[1].score)
     near, found = pooled and best is heads[-1], []

@@ -95,8 +95,8 @@ def structural_em(
 
     Mixtures of Gaussians tell little of regimes where laws are curves. So with units and fixed
     spreads one more graph is among the first, found without regimes: each node has one law in all
-    rows but outliers, and the outliers of each node start a component. If it is the best of them,
-    only graphs nearby are tried after it.
+    rows but outliers. The outliers of each node start a component, unless labels or targets tell of
+    regimes. If it is the best of them, graphs climbed to from it are all that is tried after it.
 
     In a search a set of parents is as good as its prediction of a fifth of the rows, under
     regressions by least squares whose residuals are Gaussian. On which regimes a node is a target

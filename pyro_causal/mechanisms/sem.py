@@ -18,10 +18,11 @@ import torch
 from pyro.distributions import Normal, TorchDistribution
 from pyro.util import ignore_jit_warnings
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from pyro_causal.mechanisms.base import Recorded
 
-__all__ = ["LinearSEM", "StructuralEquations", "floored_scale", "sample_adjacency"]
+__all__ = ["LinearSEM", "StructuralEquations", "floored_scale", "is_learnt", "sample_adjacency"]
 
 Index = slice | list[int]
 ALL = slice(None)
@@ -169,10 +170,10 @@ class StructuralEquations(Recorded):
                 f"shape {tuple(pairs.shape)}. Stack them as rows."
             )
         mask, standard = adjacency * self.off_diagonal, (x - self.loc) / self.scale
-        parts, order = [x.new_empty(0, len(x))], []
+        parts, order = [standard.new_empty(0, len(x))], []
         for node in pairs[:, 1].unique().tolist():
             here = (pairs[:, 1] == node).nonzero().squeeze(1)
-            root = not (mask.requires_grad or mask[:, node].any())
+            root = not (is_learnt(mask) or mask[:, node].any())
             rows = standard[:1].detach() if root else standard  # of roots, any
             given = rows, mask[:, [node]], context[pairs[here, 0]]
             parameters = self._outputs(*given, ALL, [node]).squeeze(-2)
@@ -321,6 +322,11 @@ class LinearSEM(StructuralEquations):
         weight, bias, log_scale = context[..., columns].split([self.nodes, 1, 1], -2)
         mean = x.unsqueeze(-3) @ (mask.unsqueeze(-3) * weight[..., rows, :]) + bias
         return torch.stack([mean, log_scale.expand_as(mean)]).movedim(0, -1)
+
+
+def is_learnt(x: Tensor) -> bool:
+    """Whether derivatives with respect to a tensor are asked for, in either direction."""
+    return x.requires_grad or forward_ad.unpack_dual(x).tangent is not None
 
 
 def floored_scale(log_scale: Tensor, floor: float) -> Tensor:

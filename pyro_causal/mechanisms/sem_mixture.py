@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from pyro_causal.mechanisms.sem import StructuralEquations
+from pyro_causal.mechanisms.sem import StructuralEquations, is_learnt
 
 __all__ = ["IntervenedRows"]
 
@@ -124,7 +124,7 @@ class IntervenedRows(TorchDistribution):
     def _certain(self, x: Tensor) -> bool:
         """Whether targets are zeros and ones of which nothing is learnt, in one mixture."""
         targets = self.targets
-        if targets.requires_grad or torch.jit.is_tracing():
+        if is_learnt(targets) or torch.jit.is_tracing():
             return False
         one = self.context.dim() == self.equations.context.dim()
         one = one and all(part.dim() == 2 for part in (x, self.adjacency, targets))
