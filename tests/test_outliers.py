@@ -82,6 +82,56 @@ def test_nodes_are_scored_alike_alone_and_together():
     assert torch.equal(together((0,), (2,)), both[1:2])
 
 
+def law_of(x):
+    """Of the second node given the first, in rows that are not standardised."""
+    scores = scores_of(x, units=0)
+    a, y = scores.features((0,))[: len(scores.x)], scores.x[:, [1]].mT
+    return scores._fit(a, y), scores
+
+
+def test_a_law_and_its_outliers_are_recovered():
+    x0, other = torch.randn(5000).double(), torch.rand(5000) < 0.2
+    x1 = torch.where(other, 4 + 0.5 * torch.randn(5000), 0.7 * x0 + 0.01 * torch.randn(5000))
+    (weights, variance, share, mean, wide), scores = law_of(torch.stack([x0, x1], 1))
+    fitted = scores.features((0,))[: len(scores.x)] @ weights.mT
+    torch.testing.assert_close(fitted, 0.7 * scores.x[:, :1], atol=0.01, rtol=0)
+    for found, true, error in (
+        (variance, 1e-4, 1e-5),
+        (share, 0.2, 0.02),
+        (mean, 4.0, 0.06),
+        (wide, 0.25, 0.03),
+    ):
+        assert found.shape == (1, 1) and abs(found.item() - true) < error
+
+
+def test_of_outliers_there_are_some_but_not_most(monkeypatch):
+    """And they are never all in one place, which a held-out row would have to hit."""
+    x0 = torch.randn(2000).double()
+    x = torch.stack([x0, 0.7 * x0 + 0.1 * torch.randn(2000)], 1)
+    assert law_of(x)[0].share.item() == pytest.approx(0.01)
+    x[torch.arange(2000) % 5 < 2, 1] = 3.0
+    assert law_of(x)[0].wide.item() == 1e-3
+    monkeypatch.setattr(_outliers, "STEPS", 40)
+    few = torch.arange(2000) % 20 < 8
+    x[:, 1] = torch.where(few, 0.7 * x0, torch.randn(2000))
+    assert law_of(x)[0].share.item() == 0.5
+
+
+def test_it_starts_from_least_absolute_residuals(monkeypatch):
+    """Which many rows far off on one side do not move, as they do least squares."""
+    monkeypatch.setattr(_outliers, "STEPS", 1)
+    x0, far = torch.rand(4000).double(), torch.arange(4000) % 20 >= 14
+    x1 = torch.where(far, 3 + 0.2 * torch.randn(4000), x0 + 0.05 * torch.randn(4000))
+    x = torch.stack([x0, x1], 1)
+    (weights, *_), scores = law_of(x)
+    fitted = scores.features((0,))[: len(scores.x)] @ weights.mT
+    assert (fitted - scores.x[:, :1]).abs().max() < 0.25  # squares: 0.75 on average
+    monkeypatch.setattr(_outliers, "ABSOLUTE", 0)
+    (weights, *_), scores = law_of(x)
+    fitted = scores.features((0,))[: len(scores.x)] @ weights.mT
+    assert (fitted - scores.x[:, :1]).min() > 0.4
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_single_row_decides_nothing(seed):
     """Far from all others and held out, which is why no law is drawn to it."""
@@ -118,7 +168,7 @@ def test_units_are_fitted_to_ordinary_rows():
 
 
 def test_components_of_outliers():
-    odds = torch.tensor([[-1, -2], [-1, -3], [-2, -1], [3, 1], [2, 1], [-1, 2.0]]).double()
+    odds = torch.tensor([[-1, -2], [-1, -3], [-2, -1], [3, 1], [2, 1], [-1, 0.2]]).double()
     found = outlier_components(odds, most=5)
     assert found.q.argmax(1).tolist() == [0, 0, 0, 1, 1, 2]
     torch.testing.assert_close(found.q.sum(1), torch.ones(6).double())

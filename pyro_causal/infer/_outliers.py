@@ -154,7 +154,7 @@ def outlier_components(odds: Tensor, *, most: int) -> Components:
     largest, node = odds.max(1)
     labels = torch.where(largest > 0, 1 + node, 0)
     q = torch.nn.functional.one_hot(labels, 1 + odds.shape[1]).to(odds)
-    q = q[:, q.sum(0).argsort(descending=True)[:most].sort().values] + 1e-6
+    q = q[:, q.sum(0).argsort(descending=True, stable=True)[:most].sort().values] + 1e-6
     free = torch.ones_like(q, dtype=torch.bool)
     return Components(q / q.sum(1, keepdim=True), free, free[0] & False)
 
